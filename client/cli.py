@@ -1,0 +1,100 @@
+"""The commands `mesofed device ...`: what a person may do with a device's vault."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from shared.errors import MesofedError
+
+if TYPE_CHECKING:
+    from client.device import Device
+
+device = typer.Typer(no_args_is_help=True, help="Create, ask and export a device's vault.")
+
+VaultFolder = Annotated[Path, typer.Argument(help="The vault, such as RUN/vaults/0000.")]
+MethodName = Annotated[str, typer.Option(help="A method this device has been personalised by.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="TOML file; default: the config of the run the vault is in.")
+]
+
+
+@device.callback()
+def _device() -> None:
+    """Create, ask and export a device's vault."""
+
+
+@device.command()
+def init(
+    vault: VaultFolder,
+    folder: Annotated[Path, typer.Option(help="A folder of the person's own .txt or .md files.")],
+) -> None:
+    """Create a vault from a folder of a person's own text files."""
+    from client.vault import Vault
+    from shared.corpus.text_folder import history_from_folder
+    from shared.corpus.user import User
+
+    home = Vault(vault)
+    if home.exists:
+        raise MesofedError(f"{vault} is a vault already. Name another folder; it was not changed.")
+    read = history_from_folder(folder)
+    home.move_in(User(vault.name, read.history, ()))
+    console = Console()
+    console.print(f"{len(read.history)} paragraphs are in {vault}.", highlight=False)
+    for skip in read.skipped:
+        console.print(f"  left out {skip.where}: {skip.reason}", markup=False, highlight=False)
+    console.print(f"Next: a SuperNode with --node-config 'vault=\"{vault.resolve()}\"'")
+
+
+@device.command()
+def ask(
+    vault: VaultFolder,
+    prompt: Annotated[str, typer.Argument(help="What the model shall continue.")],
+    method: MethodName = "meso",
+    config: ConfigFile = None,
+) -> None:
+    """Continue a prompt with the personalised model."""
+    from shared.quiet import quiet_libraries
+
+    quiet_libraries()
+    typer.echo(_open(vault, config).answer(method, prompt))
+
+
+@device.command()
+def export(
+    vault: VaultFolder,
+    out: Annotated[Path, typer.Option(help="Folder for the PEFT adapter.")],
+    method: MethodName = "meso",
+    config: ConfigFile = None,
+) -> None:
+    """Write the whole stack of this person, folded into one LoRA, as a PEFT adapter.
+
+    It holds what the device has learned about the person: keep it at home.
+    """
+    from shared.lora.peft_format import save_peft
+    from shared.quiet import quiet_libraries
+
+    quiet_libraries()
+    opened = _open(vault, config)
+    stack = opened.personalised(method).folded()
+    if stack is None:
+        raise MesofedError(f"Method {method} is the base model alone: there is nothing to export.")
+    save_peft(stack, out, opened.base.name)
+    typer.echo(f"{out}: rank {stack.rank}. Load it with peft.PeftModel.from_pretrained(base, ...).")
+
+
+def _open(vault: Path, config: Path | None) -> "Device":
+    from client.device import Device
+    from client.vault import Vault
+    from shared.base_model import load_base
+    from shared.config import load_config
+
+    home = Vault(vault)
+    home.person()
+    found = config or vault.resolve().parent.parent / "config.toml"
+    if not found.is_file():
+        raise MesofedError(f"Expected the run's config.toml at {found}; name one with --config.")
+    settings = load_config(found)
+    base = load_base(settings.base, settings.adapt)
+    return Device(base, home, settings.methods, settings.private, settings.seed)

@@ -1,0 +1,255 @@
+"""The device: one person's base model, vault and current release, and what they do together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import torch
+from flwr.app import Context
+from torch import Tensor
+
+from client.answers import choose_labels, generate, gold_losses
+from client.personalize import Personalised, Routing, compose, personalise, route
+from client.vault import Vault
+from shared.base_model import BaseModel, load_base
+from shared.config import CorpusConfig, PrivateConfig
+from shared.corpus.load import load_corpus
+from shared.corpus.split import split_users
+from shared.corpus.user import Query, User
+from shared.embedding import embed_user
+from shared.errors import MesofedError
+from shared.lora.lora import Lora
+from shared.methods import METHODS
+from shared.metrics import score
+from shared.protocol import RouterStatistics
+from shared.release import Release, unpack_release
+from shared.routing import normalised_entropy
+from shared.run_settings import partition, resolve_run, vault_folder
+from shared.samples import history_samples, query_samples
+from shared.seeding import derive_seed
+from shared.tasks import TASKS
+
+# Longest free-text answer: headlines and tweets end well before.
+ANSWER_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Device:
+    """One person's side.
+
+    Attributes
+    ----------
+    base : BaseModel
+        The resident base model; other devices of a simulation share it.
+    vault : Vault
+        The person's private state.
+    methods : tuple of str
+        Methods to personalise by: one on a real device, several in a comparison.
+    private : PrivateConfig
+        How the private parts are trained.
+    seed : int
+        Of the run.
+    """
+
+    base: BaseModel
+    vault: Vault
+    methods: tuple[str, ...]
+    private: PrivateConfig
+    seed: int
+
+    def install(self, files: Mapping[str, bytes]) -> int:
+        """Verify a release, keep it, and personalise by every method; return its version.
+
+        What is already trained for this release is kept, so a round may be asked for again.
+
+        Raises
+        ------
+        MesofedError
+            If the release is not what its manifest says or not for this base model; the vault
+            then keeps the last good one.
+        """
+        with self.base.lock:
+            release = unpack_release(files, self.base)
+            self.vault.install(release.version, files)
+            self._personalise(release)
+        return release.version
+
+    def release(self) -> Release:
+        """Return the installed release, verified again."""
+        return unpack_release(self.vault.release_files(), self.base)
+
+    def statistics(self) -> RouterStatistics:
+        """Return the router statistics of the installed release: all that a device sends."""
+        with self.base.lock:
+            release = self.release()
+            routing = self._routing(release)
+        anchor_weights = torch.zeros(len(release.bank))
+        for index, weight in zip(routing.retrieval.anchors, routing.retrieval.weights, strict=True):
+            anchor_weights[index] = weight
+        statistics = RouterStatistics(
+            release=release.version,
+            expert_weights=tuple(routing.experts.tolist()),
+            anchor_weights=tuple(anchor_weights.tolist()),
+            best_similarity=max(routing.retrieval.similarities),
+            entropy=normalised_entropy(routing.experts).item(),
+        )
+        self.vault.save_statistics(release.version, asdict(statistics))
+        return statistics
+
+    def personalised(self, method: str, release: Release | None = None) -> Personalised:
+        """Return the stack of a method, as trained for the installed release.
+
+        Raises
+        ------
+        MesofedError
+            If the method is not declared or has not been trained on this device.
+        """
+        if method not in METHODS:
+            raise MesofedError(f"Expected one of {', '.join(METHODS)}; got method {method!r}.")
+        with self.base.lock:
+            release = release or self.release()
+            start, tuned = compose(release, METHODS[method], self._routing(release))
+        if not METHODS[method].trains:
+            return start
+        found = self.vault.load_private(release.version, method)
+        if found is None:
+            raise MesofedError(
+                f"Expected {method} to be trained for release {release.version} on this device; "
+                f"it is not. Trained are: {', '.join(self.methods)}."
+            )
+        tensors, log = found
+        weights = tensors.pop("weights")
+        return replace(
+            start,
+            weights=weights,
+            private=Lora.from_tensors(tensors) if tensors else None,
+            tuned=int(tuned.sum()),
+            curve=tuple((int(step), float(loss)) for step, loss in log["curve"]),
+            tokens=log["tokens"],
+            seconds=log["seconds"],
+        )
+
+    def evaluate(self, method: str, release: Release | None = None) -> dict[str, Any]:
+        """Answer the person's own queries by a method, and score the answers.
+
+        Returns
+        -------
+        dict
+            The method's entry in the device's result: cost, curve, answers, scores by task.
+        """
+        person = self.vault.person()
+        stack = self.personalised(method, release)
+        answered, scores = [], {}
+        with self.base.lock:
+            for task, queries in _by_task(person.queries):
+                answers = self._answer_queries(stack, task, queries)
+                answered += answers
+                scores[task] = score(
+                    TASKS[task].kind,
+                    [a["prediction"] for a in answers],
+                    [a["gold"] for a in answers],
+                    TASKS[task].labels,
+                )
+        size = stack.private_parameters
+        return {
+            "private_parameters": size,
+            "private_bytes": 4 * size,
+            "seconds": stack.seconds,
+            "tokens": stack.tokens,
+            "curve": list(stack.curve),
+            "queries": answered,
+            "scores": scores,
+        }
+
+    def answer(self, method: str, prompt: str, max_new_tokens: int = ANSWER_TOKENS) -> str:
+        """Continue a prompt with the personalised model."""
+        stack = self.personalised(method)
+        with self.base.lock:
+            return generate(self.base, stack.parts(self.base), [prompt], max_new_tokens)[0]
+
+    def _routing(self, release: Release) -> Routing:
+        return route(release, self._embedding())
+
+    def _embedding(self) -> Tensor:
+        """Return the embedding of the history; the vault keeps it, for it never changes."""
+        found = self.vault.load_embedding(self.base.fingerprint)
+        if found is None:
+            found = embed_user(self.base, self.vault.person().history)
+            self.vault.save_embedding(self.base.fingerprint, found)
+        return found
+
+    def _personalise(self, release: Release) -> None:
+        person = self.vault.person()
+        routing = self._routing(release)
+        samples = tuple(history_samples(self.base, person.history))
+        for name in self.methods:
+            method = METHODS[name]
+            if not method.trains or self.vault.load_private(release.version, name) is not None:
+                continue
+            seed = derive_seed(self.seed, "private", name, person.user_id, release.version)
+            trained = personalise(self.base, release, method, routing, samples, self.private, seed)
+            tensors = trained.private.tensors() if trained.private is not None else {}
+            self.vault.save_private(
+                release.version,
+                name,
+                {**tensors, "weights": trained.weights},
+                {"curve": trained.curve, "tokens": trained.tokens, "seconds": trained.seconds},
+            )
+
+    def _answer_queries(
+        self, stack: Personalised, task_name: str, queries: Sequence[Query]
+    ) -> list[dict[str, Any]]:
+        task, parts = TASKS[task_name], stack.parts(self.base)
+        prompts = [task.query_prompt(query) for query in queries]
+        if task.labels is not None:
+            predictions = choose_labels(self.base, parts, prompts, task.labels)
+        else:
+            predictions = generate(self.base, parts, prompts, ANSWER_TOKENS)
+        losses = gold_losses(self.base, parts, query_samples(self.base, queries))
+        return [
+            {
+                "query_id": query.query_id,
+                "task": task_name,
+                "prediction": prediction,
+                "gold": query.gold,
+                "nll": loss,
+            }
+            for query, prediction, loss in zip(queries, predictions, losses, strict=True)
+        ]
+
+
+def open_device(context: Context) -> Device:
+    """Return the device of a Flower node.
+
+    A node of a simulation is the device user of its partition; that person moves into the vault
+    when the device is opened for the first time.
+
+    Raises
+    ------
+    MesofedError
+        If the settings, the corpus or the vault cannot be used, or the partition has no person.
+    """
+    config = resolve_run(context).config
+    vault = Vault(vault_folder(context))
+    if not vault.exists and not context.node_config.get("vault"):
+        people, index = _device_users(config.corpus, config.seed), partition(context)
+        if index >= len(people):
+            raise MesofedError(
+                f"Expected a partition below {len(people)}, the number of device users; got "
+                f"{index}. Start fewer nodes, or raise corpus.device_users."
+            )
+        vault.move_in(people[index])
+    base = load_base(config.base, config.adapt)
+    return Device(base, vault, config.methods, config.private, config.seed)
+
+
+@lru_cache(maxsize=1)
+def _device_users(config: CorpusConfig, seed: int) -> tuple[User, ...]:
+    return split_users(load_corpus(config, seed), config, seed).device
+
+
+def _by_task(queries: Sequence[Query]) -> list[tuple[str, list[Query]]]:
+    ordered = sorted(queries, key=lambda query: query.task)
+    return [(task, list(group)) for task, group in groupby(ordered, key=lambda q: q.task)]

@@ -1,0 +1,121 @@
+"""The vault: a device's private state, one folder a person. Nothing in it is ever sent.
+
+    person.jsonl                 the history, and the person's own queries
+    releases/r1/                 the releases that were installed
+    installed.json               which of them is current
+    private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve
+    statistics/r1.json           what was sent, for the person to read
+
+Every file is written to a temporary name and renamed, so a crash leaves the former state.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from shared.corpus.user_file import read_users, write_users
+from torch import Tensor
+
+from shared.atomic_file import write_bytes, write_json
+from shared.corpus.user import User
+from shared.errors import MesofedError
+from shared.release import MANIFEST, read_release_files
+
+
+@dataclass(frozen=True)
+class Vault:
+    """One person's private folder."""
+
+    folder: Path
+
+    @property
+    def exists(self) -> bool:
+        """Whether a person has moved in."""
+        return (self.folder / "person.jsonl").exists()
+
+    def move_in(self, user: User) -> None:
+        """Store a person's history and queries."""
+        write_users(self.folder / "person.jsonl", [user])
+
+    def person(self) -> User:
+        """Return the person.
+
+        Raises
+        ------
+        MesofedError
+            If nobody has moved in.
+        """
+        if not self.exists:
+            raise MesofedError(
+                f"Expected a vault with a person's history in {self.folder}; it is empty. "
+                "Create it with `mesofed device init`."
+            )
+        return read_users(self.folder / "person.jsonl")[0]
+
+    def install(self, version: int, files: Mapping[str, bytes]) -> None:
+        """Keep a verified release and make it the current one."""
+        folder = self.folder / "releases" / f"r{version}"
+        for name in sorted(files, key=lambda name: name == MANIFEST):
+            write_bytes(folder / name, files[name])
+        write_json(self.folder / "installed.json", {"release": version})
+
+    def installed(self) -> int | None:
+        """Return the current release's version, or None before the first."""
+        path = self.folder / "installed.json"
+        if not path.exists():
+            return None
+        return int(json.loads(path.read_text(encoding="utf-8"))["release"])
+
+    def release_files(self) -> dict[str, bytes]:
+        """Return the files of the current release.
+
+        Raises
+        ------
+        MesofedError
+            If no release is installed.
+        """
+        version = self.installed()
+        if version is None:
+            raise MesofedError(f"Expected an installed release in {self.folder}; there is none.")
+        return read_release_files(self.folder / "releases" / f"r{version}")
+
+    def save_private(
+        self, version: int, method: str, tensors: Mapping[str, Tensor], log: Mapping[str, Any]
+    ) -> None:
+        """Keep what a method has trained; the log goes last and marks it as finished."""
+        folder = self.folder / "private" / f"r{version}"
+        write_bytes(folder / f"{method}.safetensors", save(dict(tensors)))
+        write_json(folder / f"{method}.json", dict(log))
+
+    def load_private(
+        self, version: int, method: str
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return what a method has trained and its log, or None if it has not finished."""
+        folder = self.folder / "private" / f"r{version}"
+        path = folder / f"{method}.json"
+        if not path.exists():
+            return None
+        log = json.loads(path.read_text(encoding="utf-8"))
+        return load_file(folder / f"{method}.safetensors"), log
+
+    def save_embedding(self, fingerprint: str, embedding: Tensor) -> None:
+        """Keep the embedding of the history by a base model."""
+        path = self.folder / "embedding" / f"{fingerprint}.safetensors"
+        write_bytes(path, save({"embedding": embedding}))
+
+    def load_embedding(self, fingerprint: str) -> Tensor | None:
+        """Return the embedding of the history by a base model, or None."""
+        path = self.folder / "embedding" / f"{fingerprint}.safetensors"
+        return load_file(path)["embedding"] if path.exists() else None
+
+    def save_statistics(self, version: int, statistics: Mapping[str, Any]) -> None:
+        """Keep a copy of what is sent."""
+        write_json(self.folder / "statistics" / f"r{version}.json", dict(statistics))
+
+    def statistics(self, version: int) -> dict[str, Any] | None:
+        """Return what was sent for a release, or None."""
+        path = self.folder / "statistics" / f"r{version}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

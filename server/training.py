@@ -1,0 +1,262 @@
+"""Training a release, stage by stage: population, then experts and router, then the bank.
+
+Each finished stage leaves its tensors and its log in ``training/r<version>``; the log is written
+last, so a stage without one is trained again after a crash, and comes out the same.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from server.anchors import select_anchors
+from server.bank import train_bank
+from server.curation import resample, user_weights
+from server.experts import TrainedExperts, train_experts
+from server.population import train_population
+from shared.atomic_file import write_bytes, write_json
+from shared.base_model import BaseModel, load_base
+from shared.config import RunConfig
+from shared.corpus.user import User
+from shared.embedding import EmbeddingSpace, embed_user
+from shared.lora.lora import Lora
+from shared.lora.slab import Slab
+from shared.progress import stage
+from shared.release import (
+    MANIFEST,
+    Release,
+    pack_release,
+    read_release_files,
+    unpack_release,
+)
+from shared.routing import Router
+from shared.samples import Sample, history_samples, query_samples
+from shared.seeding import derive_seed
+from shared.training import Trained
+
+# Axes of the embedding space: enough to tell a dozen groups apart, few enough for a few dozen
+# users to fit.
+DIMENSIONS = 16
+
+Tensors = dict[str, Tensor]
+Log = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """The server's users as the stages see them.
+
+    Attributes
+    ----------
+    users : sequence of User
+        In a fixed order.
+    samples : list of tuple of Sample
+        By user: history and queries, for the server was given both.
+    curated : list of tuple of Sample
+        The same, weighed like the live population.
+    places : Tensor, (users, k)
+        In the embedding space.
+    weights : Tensor, (users,)
+        How much each user counts.
+    """
+
+    users: Sequence[User]
+    samples: Sequence[Sequence[Sample]]
+    curated: Sequence[Sequence[Sample]]
+    places: Tensor
+    weights: Tensor
+
+
+def release_folder(run_dir: Path, version: int) -> Path:
+    """Return where a release lies in a run."""
+    return run_dir / "releases" / f"r{version}"
+
+
+def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequence[User]) -> Path:
+    """Train release ``version`` on the server's users and return its folder.
+
+    Finished stages and a finished release are read, not trained again. From the second release
+    on, training goes on from the release before, with the corpus weighed by the statistics that
+    the devices sent.
+    """
+    folder = release_folder(run_dir, version)
+    if (folder / MANIFEST).exists():
+        return folder
+    base = load_base(config.base, config.adapt)
+    training = run_dir / "training" / f"r{version}"
+    seed = derive_seed(config.seed, "release", version)
+    with base.lock:
+        before = (
+            unpack_release(read_release_files(release_folder(run_dir, version - 1)), base)
+            if version > 1
+            else None
+        )
+        embeddings = _embeddings(base, training, users)
+        space = before.space if before else EmbeddingSpace.fit(embeddings, DIMENSIONS)
+        corpus = _corpus(base, run_dir, users, space.place(embeddings), before, seed)
+        population = _population(base, training, config, seed, corpus, before)
+        experts, router = _experts(base, training, config, seed, corpus, population, before)
+        bank, anchors = _bank(base, training, config, seed, corpus, population)
+    release = Release(
+        version=version,
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        population=population,
+        experts=experts,
+        router=router,
+        bank=bank,
+        anchors=anchors,
+        space=space,
+        top_k=min(config.bank.top_k, len(bank)),
+        temperature=config.bank.temperature,
+    )
+    files = pack_release(release)
+    # The manifest goes last: a release without one is not there yet.
+    for name in sorted(files, key=lambda name: name == MANIFEST):
+        write_bytes(folder / name, files[name])
+    return folder
+
+
+def _finished(folder: Path, name: str, train: Callable[[], tuple[Tensors, Log]]) -> Tensors:
+    """Return a stage's tensors: those it left when it finished, or else train it now."""
+    tensors_path, log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if not log_path.exists():
+        started = time.monotonic()
+        tensors, log = train()
+        write_bytes(tensors_path, save(tensors))
+        write_json(log_path, {"stage": name, "seconds": time.monotonic() - started, **log})
+    return load_file(tensors_path)
+
+
+def _embeddings(base: BaseModel, folder: Path, users: Sequence[User]) -> Tensor:
+    """Return the embeddings of the server's users, (users, width)."""
+
+    def train() -> tuple[Tensors, Log]:
+        embeddings = []
+        with stage("embed server users", len(users), "users") as progress:
+            for user in users:
+                embeddings.append(embed_user(base, user.history))
+                progress.advance(1)
+        return {"embeddings": torch.stack(embeddings)}, {"users": len(users)}
+
+    return _finished(folder, "embedding", train)["embeddings"]
+
+
+def _corpus(
+    base: BaseModel,
+    run_dir: Path,
+    users: Sequence[User],
+    places: Tensor,
+    before: Release | None,
+    seed: int,
+) -> _Corpus:
+    samples = [
+        tuple(history_samples(base, user.history) + query_samples(base, user.queries))
+        for user in users
+    ]
+    if before is None:
+        return _Corpus(users, samples, samples, places, torch.ones(len(users)))
+    path = run_dir / "statistics" / f"r{before.version}.json"
+    live = json.loads(path.read_text(encoding="utf-8"))["mean"]["expert_weights"]
+    weights = user_weights(before.router(places), torch.tensor(live))
+    curated = resample(samples, weights, derive_seed(seed, "curation"))
+    return _Corpus(users, samples, curated, places, weights)
+
+
+def _population(
+    base: BaseModel,
+    folder: Path,
+    config: RunConfig,
+    seed: int,
+    corpus: _Corpus,
+    before: Release | None,
+) -> Lora:
+    def train() -> tuple[Tensors, Log]:
+        pooled = [sample for own in corpus.curated for sample in own]
+        with stage("population LoRA", _tokens([pooled]) * config.population.epochs, "tokens"):
+            trained = train_population(
+                base, pooled, config.population, seed, before.population if before else None
+            )
+        return {"rows": trained.slab.rows}, _log(trained)
+
+    return Slab.from_rows(base.maps, _finished(folder, "population", train)["rows"]).lora(0)
+
+
+def _experts(
+    base: BaseModel,
+    folder: Path,
+    config: RunConfig,
+    seed: int,
+    corpus: _Corpus,
+    population: Lora,
+    before: Release | None,
+) -> tuple[tuple[Lora, ...], Router]:
+    def train() -> tuple[Tensors, Log]:
+        passes = config.experts.epochs + (before is None)
+        with stage("group experts + router", _tokens(corpus.curated) * passes, "tokens"):
+            trained = train_experts(
+                base,
+                population,
+                corpus.places,
+                corpus.curated,
+                config.experts,
+                seed,
+                (before.experts, before.router) if before else None,
+            )
+        gates = trained.router(corpus.places).tolist()
+        router = {"router.weight": trained.router.weight, "router.bias": trained.router.bias}
+        return {"rows": trained.slab.rows, **router}, {
+            **_log(trained),
+            "router": [asdict(step) for step in trained.steps],
+            "gates": {user.user_id: g for user, g in zip(corpus.users, gates, strict=True)},
+        }
+
+    found = _finished(folder, "experts", train)
+    experts = Slab.from_rows(base.maps, found["rows"]).loras()
+    return experts, Router(found["router.weight"], found["router.bias"])
+
+
+def _bank(
+    base: BaseModel,
+    folder: Path,
+    config: RunConfig,
+    seed: int,
+    corpus: _Corpus,
+    population: Lora,
+) -> tuple[tuple[Lora, ...], Tensor]:
+    """Return the meta-LoRAs and the anchors' places."""
+    chosen = select_anchors(
+        corpus.places,
+        [len(user.history) for user in corpus.users],
+        config.bank.anchors,
+        config.bank.min_history,
+        derive_seed(seed, "anchors"),
+        corpus.weights.tolist(),
+    )
+
+    def train() -> tuple[Tensors, Log]:
+        members = [(corpus.users[i].user_id, corpus.samples[i]) for i in chosen]
+        total = _tokens([samples for _, samples in members]) * config.bank.epochs
+        with stage("meta-LoRA bank", total, "tokens"):
+            trained = train_bank(base, population, members, config.bank, seed)
+        return {"rows": trained.slab.rows}, {
+            **_log(trained),
+            "anchors": [name for name, _ in members],
+        }
+
+    rows = _finished(folder, "bank", train)["rows"]
+    return Slab.from_rows(base.maps, rows).loras(), corpus.places[list(chosen)]
+
+
+def _tokens(samples: Sequence[Sequence[Sample]]) -> int:
+    return sum(len(sample) for own in samples for sample in own)
+
+
+def _log(trained: Trained | TrainedExperts) -> Log:
+    return {"tokens": trained.tokens, "curves": trained.curves}

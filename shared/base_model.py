@@ -1,0 +1,226 @@
+"""The frozen base model: loaded once a process, in one of four formats, carrying the adapter stack.
+
+config.name    tiny -> made in code | smollm2 -> the wheel, converted once | folder or hub id
+config.format  fp32 | bf16 | int8 | nf4       (the fingerprint is the same in all of them)
+"""
+
+import gc
+import threading
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shared import smollm2, tiny
+from shared.config import BaseConfig, Format
+from shared.errors import MesofedError
+from shared.fingerprint import fingerprint
+from shared.lora.layer import AdapterStack
+from shared.lora.lora import LinearMap
+from shared.pretrained import load_folder, local_folder
+from shared.quantise import quantise
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A frozen causal language model with empty adapter layers on its adapted linear maps.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        In eval mode; no parameter requires a gradient.
+    tokenizer : PreTrainedTokenizerBase
+        Has a padding token.
+    name, format : str
+        As configured.
+    fingerprint : str
+        Identifies the weights, whatever the format; hexadecimal.
+    maps : tuple of LinearMap
+        The linear maps that carry LoRAs, in the order of the model.
+    stack : AdapterStack
+        What is on in the adapter layers; empty, the model is the plain base model.
+    dtype : torch.dtype
+        Of the activations.
+    device : torch.device
+        Where model and activations are.
+    max_tokens : int
+        Length to which a prompt and its answer are cut.
+    lock : RLock
+        Hold it while using model and stack: there is one of each in a process.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    format: Format
+    fingerprint: str
+    maps: tuple[LinearMap, ...]
+    stack: AdapterStack
+    dtype: torch.dtype
+    device: torch.device
+    max_tokens: int
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    @property
+    def pad_token(self) -> int:
+        """Id of the padding token."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state."""
+        return _embedding(self.model).shape[1]
+
+    def hidden_states(self, ids: Tensor) -> Tensor:
+        """Return the last layer's normalised hidden states of token ids.
+
+        Rows of unequal length are padded at the right; attention is causal, so that no token
+        sees the padding, and no mask is needed.
+
+        Parameters
+        ----------
+        ids : Tensor of int64, (rows, tokens)
+
+        Returns
+        -------
+        Tensor, (rows, tokens, width)
+        """
+        output = self.model.get_decoder()(input_ids=ids, use_cache=False)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return fp32 logits, (n, vocabulary), of hidden states, (n, width).
+
+        The head is the largest matrix of a small model: give it the positions that matter only,
+        gathered into one contiguous matrix.
+        """
+        head = self.model.get_output_embeddings()
+        logits: Tensor = head(hidden.to(self.dtype)).float()
+        return logits
+
+
+# Settings with which transformers' models change their logits after the head.
+_LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+_Key = tuple[str, str, frozenset[str]]
+_loading = threading.Lock()
+_resident: tuple[_Key, BaseModel] | None = None
+
+
+def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
+    """Return the configured base model, which stays resident until another one is asked for.
+
+    Parameters
+    ----------
+    config : BaseConfig
+        Name, format and token limit.
+    adapt : tuple of str
+        Last name components of the linear maps that carry LoRAs, such as ``q_proj``.
+
+    Raises
+    ------
+    MesofedError
+        If the model cannot be found or loaded, has no such linear maps, or computes its logits
+        in a way that the trainer would miss.
+    """
+    global _resident
+    key = (config.name, config.format, frozenset(adapt))
+    with _loading:
+        if _resident is None or _resident[0] != key:
+            if _resident is not None:
+                _resident = None
+                gc.collect()  # two models at once may not fit into the memory
+            _resident = key, _load(config, adapt)
+        return replace(_resident[1], max_tokens=config.max_tokens)
+
+
+def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
+    dtype = torch.float32 if config.format == "fp32" else torch.bfloat16
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = _weights(config.name, dtype)
+    maps = _adapted_maps(model, adapt)
+    identity = fingerprint(model, model.config, _embedding(model))
+    if config.format in ("int8", "nf4"):
+        quantise(model, _linear_maps(model), config.format, device)
+    nn.Module.to(model, device)
+    stack = AdapterStack.attach(model, maps)
+    model.requires_grad_(False).eval()
+    base = BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=config.name,
+        format=config.format,
+        fingerprint=identity,
+        maps=maps,
+        stack=stack,
+        dtype=dtype,
+        device=device,
+        max_tokens=config.max_tokens,
+    )
+    _check_logits(base)
+    return base
+
+
+def _weights(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return model and tokenizer by name, on the CPU, in a dtype, before any quantisation."""
+    if name == "tiny":
+        return tiny.build_model(dtype), tiny.build_tokenizer()
+    folder = smollm2.model_folder() if name == "smollm2" else local_folder(name)
+    return load_folder(folder, dtype)
+
+
+def _embedding(model: PreTrainedModel) -> Tensor:
+    """Return the input embedding, (vocabulary, width)."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _linear_maps(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Return the linear maps inside the decoder by name, in the order of the model."""
+    inside = set(model.get_decoder().modules())
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module in inside
+    }
+
+
+def _adapted_maps(model: PreTrainedModel, adapt: tuple[str, ...]) -> tuple[LinearMap, ...]:
+    """Return the linear maps whose last name component is in ``adapt``."""
+    linears = _linear_maps(model)
+    kinds = {name.rpartition(".")[2] for name in linears}
+    if not adapt or (unknown := set(adapt) - kinds):
+        raise MesofedError(
+            f"Expected adapt to name linear maps of the base model; got "
+            f"{', '.join(sorted(unknown)) if adapt else 'none'}. "
+            f"It has: {', '.join(sorted(kinds)) or 'no linear map at all'}."
+        )
+    return tuple(
+        LinearMap(name, linear.in_features, linear.out_features)
+        for name, linear in linears.items()
+        if name.rpartition(".")[2] in adapt
+    )
+
+
+@torch.no_grad()
+def _check_logits(base: BaseModel) -> None:
+    """Refuse a model that computes more than decoder and head, such as capped or scaled logits.
+
+    Known settings are looked up, since a cap does not show in small logits; others are tried.
+    """
+    config = base.model.config
+    known = {name: getattr(config, name, None) for name in _LOGIT_SETTINGS}
+    changed = [f"{name}={value}" for name, value in known.items() if value not in (None, 1)]
+    ids = torch.arange(1, 5, device=base.device)[None]  # (1, 4)
+    expected = base.model(input_ids=ids, use_cache=False).logits[0].float()
+    came = base.logits(base.hidden_states(ids)[0])
+    if changed or not torch.allclose(came, expected, rtol=1e-2, atol=1e-2):
+        raise MesofedError(
+            f"Expected the base model {base.name} to compute its logits as the product of its "
+            f"head and the decoder's hidden states, but {type(base.model).__name__} caps or "
+            f"scales them{' (' + ', '.join(changed) + ')' if changed else ''}. "
+            "Choose another base model."
+        )

@@ -1,0 +1,183 @@
+"""Every setting of a run, declared and validated once.
+
+A run is described by one TOML file; every field below may also be set on the command line as
+``--set section.field=value``. Unknown names are refused, so a typing error cannot pass silently.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from shared.errors import MesofedError
+from shared.methods import METHODS
+
+Format = Literal["fp32", "bf16", "int8", "nf4"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and closed to unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CorpusConfig(Section):
+    """Where people come from and how they are divided between server and devices."""
+
+    source: Literal["synthetic", "lamp", "jsonl"] = "synthetic"
+    path: str = Field("", description="jsonl: the file; lamp: the questions file")
+    outputs: str = Field("", description="lamp: the outputs file; default: beside the questions")
+    task: str = Field("", description="expected task; default: what the file says")
+    bad_input: Literal["error", "skip"] = Field(
+        "error", description="stop at bad input, or leave it out, count it and report it"
+    )
+    server_users: int = Field(48, ge=2, description="at most so many users give their data")
+    device_users: int = Field(18, ge=1, description="at most so many users stay private")
+    max_history: int = Field(16, ge=1, description="newest history items used per user")
+    max_queries: int = Field(8, ge=1, description="newest queries used per user")
+    groups: int = Field(4, ge=2, le=6, description="synthetic: latent groups of users")
+
+
+class BaseConfig(Section):
+    """The frozen causal language model."""
+
+    name: str = Field("smollm2", description="tiny, smollm2, or a Hugging Face id or folder")
+    format: Format = "bf16"
+    max_tokens: int = Field(128, ge=16, description="prompt and answer are cut to so many tokens")
+
+
+class TrainingConfig(Section):
+    """How one LoRA is trained: AdamW on answer tokens, linear warm-up, cosine decay."""
+
+    rank: int = Field(8, ge=1)
+    epochs: int = Field(2, ge=1)
+    batch_size: int = Field(8, ge=1, description="samples per step")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    clip_norm: float = Field(1.0, gt=0, description="gradient norm bound of one user")
+
+
+class ExpertsConfig(TrainingConfig):
+    """Group experts and their user-aware router, trained jointly."""
+
+    rank: int = Field(4, ge=1)
+    count: int = Field(4, ge=2)
+    balance: float = Field(0.1, ge=0, description="weight of the load-balance term")
+    router_learning_rate: float = Field(1e-2, gt=0)
+
+
+class BankConfig(TrainingConfig):
+    """Meta-LoRAs of the anchor users."""
+
+    rank: int = Field(4, ge=1)
+    anchors: int = Field(8, ge=1)
+    min_history: int = Field(4, ge=1, description="an anchor has at least so many items")
+    top_k: int = Field(2, ge=1, description="anchors that a device fuses")
+    temperature: float = Field(0.2, gt=0, description="softmax temperature over similarities")
+
+
+class PrivateConfig(TrainingConfig):
+    """What a device trains for itself."""
+
+    stack_rank: int = Field(2, ge=1, le=4, description="rank of the ultra-low-rank stack")
+    weights_learning_rate: float = Field(0.02, gt=0, description="for tuned fusion weights")
+
+
+class RoundsConfig(Section):
+    """The federated rounds."""
+
+    count: int = Field(1, ge=1)
+    quorum: float = Field(0.5, gt=0, le=1, description="share of devices a round needs")
+    deadline_seconds: float = Field(3600.0, gt=0)
+
+
+class RunConfig(Section):
+    """One run: everything that decides its result."""
+
+    seed: int = Field(7, ge=0)
+    engine: Literal["local", "ray"] = "local"
+    threads: int = Field(0, ge=0, description="torch threads; 0: one per core")
+    methods: tuple[str, ...] = ("base", "population", "oppu", "proper", "mta", "meso")
+    adapt: tuple[str, ...] = Field(
+        ("q_proj", "v_proj"), description="names of the linear maps that carry LoRAs"
+    )
+    corpus: CorpusConfig = CorpusConfig()
+    base: BaseConfig = BaseConfig()
+    population: TrainingConfig = TrainingConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    bank: BankConfig = BankConfig()
+    private: PrivateConfig = PrivateConfig()
+    rounds: RoundsConfig = RoundsConfig()
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_are_declared(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in METHODS]
+        if unknown or not names:
+            raise ValueError(f"expected some of {', '.join(METHODS)}; got {unknown or 'none'}")
+        return names
+
+    @model_validator(mode="after")
+    def _source_has_a_path(self) -> "RunConfig":
+        if self.corpus.source != "synthetic" and not self.corpus.path:
+            raise ValueError(f"corpus.source={self.corpus.source} needs corpus.path=FILE")
+        return self
+
+
+def _override(data: dict[str, Any], assignment: str) -> None:
+    """Write one ``section.field=value`` into nested data; the value is TOML, else a string."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise MesofedError(f"Expected --set section.field=value; got {assignment!r}.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, field = key.strip().split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise MesofedError(f"--set {assignment}: {section!r} is a value, not a section.")
+    data[field] = value
+
+
+def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read a TOML file (or the defaults), apply ``section.field=value`` overrides, validate.
+
+    Raises
+    ------
+    MesofedError
+        If the file cannot be read, is not TOML, or a setting is unknown or out of range.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise MesofedError(f"Cannot read the config {path}: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise MesofedError(f"Expected TOML in {path}; {error}.") from error
+    for assignment in overrides:
+        _override(data, assignment)
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}; got {e['input']!r}"
+            for e in error.errors(include_url=False)
+        ]
+        raise MesofedError("\n".join(["The configuration is not valid:", *lines])) from error
+    if config.corpus.path:
+        absolute = str(Path(config.corpus.path).resolve())
+        config = config.model_copy(
+            update={"corpus": config.corpus.model_copy(update={"path": absolute})}
+        )
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the configuration as TOML that ``load_config`` reads back to an equal value."""
+    return tomli_w.dumps(config.model_dump(mode="json"))

@@ -1,0 +1,114 @@
+"""The one adapter layer: everything low-rank over one linear map of the frozen base model.
+
+    y = W x  +  B_s (g_u * (A_s x))  +  b_u a_u x
+        base    shared parts             private pair of user u
+
+``A_s, B_s`` hold all shared parts (population LoRA, group experts, anchors) side by side along
+the rank axis; ``g_u`` is user u's weight per rank: 1 for the population LoRA, router weights for
+the experts, fusion weights for the anchors. So all that is shared costs one pair of matrix
+products whatever the number of parts, and all that is private one pair of batched products. The
+same layer serves training, fusion and inference.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared.lora.lora import Factors, LinearMap, Lora
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is on for one batch, whose rows are grouped by user.
+
+    Attributes
+    ----------
+    users : int
+        Users in the batch; each has the same number of consecutive rows.
+    shared : Lora or None
+        All shared parts, concatenated: a (in, R) and b (R, out) a map.
+    weights : Tensor (users, R) or None
+        Weight of every shared rank for every user; None means 1 throughout.
+    private : mapping of Factors or None
+        By map: a (users, in, rank), b (users, rank, out), as ``Slab.views`` gives them.
+    """
+
+    users: int = 1
+    shared: Lora | None = None
+    weights: Tensor | None = None
+    private: Mapping[str, Factors] | None = None
+
+
+def expand_weights(loras: Sequence[Lora], weights: Tensor | None) -> Tensor | None:
+    """Repeat each user's weight per part, (users, parts), along the ranks of the part, (users, R).
+
+    ``loras`` are the parts in the order in which they were concatenated.
+    """
+    if weights is None or not loras:
+        return None
+    ranks = torch.tensor([lora.rank for lora in loras], device=weights.device)
+    return weights.repeat_interleave(ranks, dim=1)
+
+
+class StackedLinear(nn.Module):
+    """A linear map of the base model with the parts of the adapter stack that are on."""
+
+    def __init__(self, name: str, base: nn.Module, stack: "AdapterStack") -> None:
+        super().__init__()
+        self.name = name
+        self.base = base
+        # A plain attribute would register the stack's other layers as children of this one.
+        object.__setattr__(self, "_stack", stack)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (rows, tokens, in) to y (rows, tokens, out)."""
+        y: Tensor = self.base(x)
+        parts: Parts = self._stack.parts
+        shared = parts.shared.factors.get(self.name) if parts.shared is not None else None
+        private = parts.private.get(self.name) if parts.private is not None else None
+        shape = y.shape
+        if shared is not None:
+            low = x @ shared.a.to(x.dtype)  # (rows, tokens, R)
+            if parts.weights is not None:
+                by_user = low.reshape(parts.users, -1, shared.rank)
+                low = by_user * parts.weights[:, None].to(low.dtype)  # (users, 1, R)
+            y = torch.addmm(
+                y.reshape(-1, shape[-1]), low.reshape(-1, shared.rank), shared.b.to(y.dtype)
+            )
+        if private is not None:
+            by_user = x.reshape(parts.users, -1, x.shape[-1])  # (users, rows * tokens, in)
+            low = torch.bmm(by_user, private.a.to(x.dtype))  # (users, rows * tokens, rank)
+            y = torch.baddbmm(
+                y.reshape(parts.users, -1, shape[-1]), low.to(y.dtype), private.b.to(y.dtype)
+            )
+        return y.reshape(shape)
+
+
+class AdapterStack:
+    """All adapter layers of one base model, and which parts are on in them."""
+
+    def __init__(self, maps: Sequence[LinearMap]) -> None:
+        self.maps = tuple(maps)
+        self.parts = Parts()
+
+    @classmethod
+    def attach(cls, model: nn.Module, maps: Sequence[LinearMap]) -> "AdapterStack":
+        """Put an adapter layer in the place of each named linear map of the model."""
+        stack = cls(maps)
+        for linear in stack.maps:
+            parent, _, leaf = linear.name.rpartition(".")
+            base = model.get_submodule(linear.name)
+            setattr(model.get_submodule(parent), leaf, StackedLinear(linear.name, base, stack))
+        return stack
+
+    @contextmanager
+    def using(self, parts: Parts) -> Iterator[None]:
+        """Run a block with these parts on; afterwards the former ones are on again."""
+        former, self.parts = self.parts, parts
+        try:
+            yield
+        finally:
+            self.parts = former

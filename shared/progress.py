@@ -1,0 +1,144 @@
+"""Live progress of long work: stage, share done, tokens per second, time left.
+
+Stages report here; where it is shown is decided once, by the command that runs.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    """Tokens per second, once there are any."""
+
+    def render(self, task: Task) -> Text:
+        tokens, elapsed = task.fields.get("tokens", 0), task.finished_time or task.elapsed
+        return Text(f"{tokens / elapsed:6,.0f} tok/s" if tokens and elapsed else "", style="dim")
+
+
+class _Done(ProgressColumn):
+    """Done of total, in the stage's unit."""
+
+    def render(self, task: Task) -> Text:
+        unit = task.fields.get("unit", "")
+        return Text(f"{int(task.completed):,}/{int(task.total or 0):,} {unit}", justify="right")
+
+
+class Display:
+    """Shows stages on a terminal; on anything else prints one line as each stage ends."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=20),
+            _Done(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, name: str, total: int, unit: str) -> int:
+        """Show a new stage and return its number."""
+        return self._progress.add_task(name, total=max(1, total), unit=unit, tokens=0)
+
+    def advance(self, task: int, amount: float, tokens: int) -> None:
+        """Move a stage on."""
+        with self._lock:
+            seen = self._progress.tasks[task].fields["tokens"] + tokens
+            self._progress.update(task, advance=amount, tokens=seen)
+
+    def end(self, task: int, name: str, seconds: float) -> None:
+        """Mark a stage as done."""
+        total = self._progress.tasks[task].total
+        self._progress.update(task, completed=total)
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if not self.console.is_terminal:
+            self.console.print(f"✓ {name:<24} {seconds:7.1f} s", highlight=False)
+
+
+@dataclass
+class Stage:
+    """One stage under way."""
+
+    name: str
+    unit: str
+    display: Display | None
+    task: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def advance(self, amount: int, tokens: int = 0) -> None:
+        """Move on by an amount of the stage's unit, having processed so many tokens."""
+        if self.display is not None:
+            self.display.advance(self.task, amount, tokens)
+
+
+_shown: list[Display] = []
+_running: list[Stage] = []
+
+
+@contextmanager
+def shown(console: Console | None = None) -> Iterator[Display]:
+    """Show the stages of a block on a console (default: standard error)."""
+    with Display(console or Console(stderr=True)) as display:
+        _shown.append(display)
+        try:
+            yield display
+        finally:
+            _shown.pop()
+
+
+@contextmanager
+def stage(name: str, total: int, unit: str) -> Iterator[Stage]:
+    """Report a stage of work; silent unless a display is shown."""
+    current = Stage(name, unit, _shown[-1] if _shown else None)
+    if current.display is not None:
+        current.task = current.display.begin(name, total, unit)
+    _running.append(current)
+    try:
+        yield current
+    finally:
+        _running.remove(current)
+    if current.display is not None:
+        current.display.end(current.task, name, time.monotonic() - current.started)
+
+
+def tokens_done(tokens: int) -> None:
+    """Tell the running stage, if there is one, how many tokens have been processed."""
+    if _running:
+        current = _running[-1]
+        current.advance(tokens if current.unit == "tokens" else 0, tokens)

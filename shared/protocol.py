@@ -1,0 +1,393 @@
+"""Every record that crosses the wire between server and device, and nothing else.
+
+    down   train.install_release     "release" {file name: bytes}, "round" {protocol, release}
+    up     (nothing: the empty content says that the release is installed)
+    down   query.router_statistics   "round" {protocol, release}
+    up     "router-statistics" {release, expert-weights, anchor-weights, best-similarity, entropy}
+
+Both sides build and read these records only through this file. A record that is not exactly of
+this form is refused with one of the fixed reasons below: a reason never repeats what came, since
+what came may be private (on the way up) or hostile (on both ways).
+"""
+
+import io
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from shared.errors import MesofedError
+
+PROTOCOL = 1
+"""Version of these records; both sides refuse any other."""
+
+INSTALL_RELEASE = "train.install_release"
+ROUTER_STATISTICS = "query.router_statistics"
+
+MAX_FILES = 256
+MAX_RELEASE_BYTES = 1 << 30
+MAX_WEIGHTS = 4096
+MAX_RELEASE = 2**31 - 1
+FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(json|safetensors|sig)")
+DECIMALS = 4
+"""Decimals of every number that goes up: enough to steer by, too few to smuggle much."""
+SUM_TOLERANCE = 1e-3
+
+_UNITS = 10**DECIMALS
+_NPY_HEADER_BYTES = 128
+_ROUND, _RELEASE, _STATISTICS = "round", "release", "router-statistics"
+
+
+class Refusal(IntEnum):
+    """Why a device answers with an error. Flower's own codes stay below 100."""
+
+    OTHER_PROTOCOL = 100
+    MALFORMED_REQUEST = 101
+    UNKNOWN_REQUEST = 102
+    REQUEST_REFUSED = 110
+    OTHER_RELEASE = 111
+    DEVICE_FAILED = 120
+    REPLY_BLOCKED = 121
+
+
+REASONS: dict[Refusal, str] = {
+    Refusal.OTHER_PROTOCOL: "the device speaks another protocol version",
+    Refusal.MALFORMED_REQUEST: "the request does not have the form that the protocol declares",
+    Refusal.UNKNOWN_REQUEST: "the device does not know this request",
+    Refusal.REQUEST_REFUSED: "the device refused the request; its own log says why",
+    Refusal.OTHER_RELEASE: "the device does not hold the release that it was asked about",
+    Refusal.DEVICE_FAILED: "the device failed; its own log says why",
+    Refusal.REPLY_BLOCKED: "the device held back its reply: not what the protocol allows",
+}
+
+
+class ProtocolError(MesofedError):
+    """A record that is not what the protocol declares.
+
+    Parameters
+    ----------
+    reason : str
+        Fixed text; it never holds a value that came.
+    refusal : Refusal
+        The code under which a device answers with it.
+    """
+
+    def __init__(self, reason: str, refusal: Refusal = Refusal.MALFORMED_REQUEST) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.refusal = refusal
+
+
+class ReplyError(ProtocolError):
+    """An answer that is not what the protocol declares."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, Refusal.REPLY_BLOCKED)
+
+
+@dataclass(frozen=True)
+class RouterStatistics:
+    """How one device's router uses a release: the only thing that a device sends.
+
+    Attributes
+    ----------
+    release : int
+        The installed release, counted from 1.
+    expert_weights : tuple of float, length E
+        Weight of each group expert, in [0, 1], summing to 1.
+    anchor_weights : tuple of float, length M
+        Fusion weight of each anchor, in [0, 1], summing to 1.
+    best_similarity : float
+        Similarity to the nearest anchor, in [-1, 1].
+    entropy : float
+        Entropy of ``expert_weights`` divided by log E, in [0, 1].
+    """
+
+    release: int
+    expert_weights: tuple[float, ...]
+    anchor_weights: tuple[float, ...]
+    best_similarity: float
+    entropy: float
+
+
+# The round: which protocol and which release a request is about.
+
+
+def round_to_record(release: int) -> ConfigRecord:
+    """Return the record that heads every request."""
+    return ConfigRecord({"protocol": PROTOCOL, "release": release})
+
+
+def read_round(content: RecordDict) -> int:
+    """Return the release that a request is about.
+
+    Raises
+    ------
+    ProtocolError
+        If the request is of another protocol version, or its round is malformed.
+    """
+    record = content.get(_ROUND)
+    if not isinstance(record, ConfigRecord) or not _is_int(record.get("protocol")):
+        raise ProtocolError("the request has no round with a protocol version")
+    if record["protocol"] != PROTOCOL:
+        raise ProtocolError(REASONS[Refusal.OTHER_PROTOCOL], Refusal.OTHER_PROTOCOL)
+    release = record.get("release")
+    if set(record) != {"protocol", "release"} or not _is_release(release):
+        raise ProtocolError("the round does not name a release")
+    assert isinstance(release, int)
+    return release
+
+
+# Down: a release.
+
+
+def release_to_content(files: Mapping[str, bytes], release: int) -> RecordDict:
+    """Return the content that brings a release to a device.
+
+    Raises
+    ------
+    ProtocolError
+        If a device would refuse it: a file name, the number of files or their size.
+    """
+    _check_files({name: len(data) for name, data in files.items()})
+    arrays = {name: Array(np.frombuffer(files[name], dtype=np.uint8)) for name in sorted(files)}
+    return RecordDict({_ROUND: round_to_record(release), _RELEASE: ArrayRecord(arrays)})
+
+
+def release_from_content(content: RecordDict) -> tuple[int, dict[str, bytes]]:
+    """Return the version and the files of the release that a request brings.
+
+    Raises
+    ------
+    ProtocolError
+        If the content is anything but a release of this protocol within its limits.
+    """
+    release = read_round(content)
+    record = content.get(_RELEASE)
+    if set(content) != {_ROUND, _RELEASE} or not isinstance(record, ArrayRecord):
+        raise ProtocolError("the request does not bring one release")
+    _check_files({name: len(array.data) - _NPY_HEADER_BYTES for name, array in record.items()})
+    return release, {name: _file_from_array(array) for name, array in record.items()}
+
+
+def _file_from_array(array: Array) -> bytes:
+    """Take a file out of its array by its one possible header; nothing that came is parsed."""
+    size = len(array.data) - _NPY_HEADER_BYTES
+    if (array.dtype, array.shape, array.stype) != ("uint8", (size,), "numpy.ndarray"):
+        raise ProtocolError("a release file is not a flat array of bytes")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (size,)}
+    )
+    if not array.data.startswith(header.getvalue()):
+        raise ProtocolError("a release file is not what its array says")
+    return array.data[_NPY_HEADER_BYTES:]
+
+
+def _check_files(sizes: Mapping[str, int]) -> None:
+    if not 1 <= len(sizes) <= MAX_FILES:
+        raise ProtocolError(f"a release has 1 to {MAX_FILES} files")
+    if not all(FILE_NAME.fullmatch(name) for name in sizes):
+        raise ProtocolError("a release file has a name that the protocol does not allow")
+    if not all(size > 0 for size in sizes.values()) or sum(sizes.values()) > MAX_RELEASE_BYTES:
+        raise ProtocolError(f"a release has no empty file and at most {MAX_RELEASE_BYTES} bytes")
+
+
+# Down: the question for the statistics.
+
+
+def statistics_request(release: int) -> RecordDict:
+    """Return the content that asks a device for its router statistics."""
+    return RecordDict({_ROUND: round_to_record(release)})
+
+
+def read_statistics_request(content: RecordDict) -> int:
+    """Return the release that the statistics are asked for.
+
+    Raises
+    ------
+    ProtocolError
+        If the content is anything but such a question.
+    """
+    release = read_round(content)
+    if set(content) != {_ROUND}:
+        raise ProtocolError("the question for router statistics carries more than its round")
+    return release
+
+
+# Up: the statistics.
+
+
+def statistics_to_record(statistics: RouterStatistics) -> MetricRecord:
+    """Return the record that a device sends: bounded, and rounded to four decimals.
+
+    Weights are rounded by largest remainder, so that they still sum to one.
+
+    Raises
+    ------
+    ReplyError
+        If the statistics are out of bounds; nothing is clipped into shape here.
+    """
+    _check_statistics(statistics)
+    return MetricRecord(
+        {
+            "release": int(statistics.release),
+            "expert-weights": _round_shares(statistics.expert_weights),
+            "anchor-weights": _round_shares(statistics.anchor_weights),
+            "best-similarity": round(float(statistics.best_similarity), DECIMALS),
+            "entropy": round(float(statistics.entropy), DECIMALS),
+        }
+    )
+
+
+def statistics_from_record(
+    record: object, experts: int | None = None, anchors: int | None = None
+) -> RouterStatistics:
+    """Read router statistics, exactly as declared or not at all.
+
+    Parameters
+    ----------
+    record : object
+        What came under the statistics' name.
+    experts, anchors : int or None
+        E and M of the release, where they are known.
+
+    Raises
+    ------
+    ReplyError
+        If the record is of another type, has other fields, lengths, types or bounds.
+    """
+    if not isinstance(record, MetricRecord):
+        raise ReplyError("router statistics are not a metric record")
+    fields = {"release", "expert-weights", "anchor-weights", "best-similarity", "entropy"}
+    if set(record) != fields:
+        raise ReplyError("router statistics do not have the declared fields")
+    release = record["release"]
+    if not _is_release(release):
+        raise ReplyError("router statistics do not name a release")
+    assert isinstance(release, int)
+    statistics = RouterStatistics(
+        release,
+        _floats(record["expert-weights"]),
+        _floats(record["anchor-weights"]),
+        _float(record["best-similarity"]),
+        _float(record["entropy"]),
+    )
+    _check_statistics(statistics)
+    if experts is not None and len(statistics.expert_weights) != experts:
+        raise ReplyError("router statistics have another number of experts than the release")
+    if anchors is not None and len(statistics.anchor_weights) != anchors:
+        raise ReplyError("router statistics have another number of anchors than the release")
+    return statistics
+
+
+def statistics_to_content(statistics: RouterStatistics) -> RecordDict:
+    """Return the whole content of a device's answer."""
+    return RecordDict({_STATISTICS: statistics_to_record(statistics)})
+
+
+def statistics_from_content(
+    content: RecordDict, experts: int | None = None, anchors: int | None = None
+) -> RouterStatistics:
+    """Read a device's answer; see ``statistics_from_record``.
+
+    Raises
+    ------
+    ReplyError
+        If the content holds anything but router statistics.
+    """
+    if set(content) != {_STATISTICS}:
+        raise ReplyError("the answer is not exactly one record of router statistics")
+    return statistics_from_record(content[_STATISTICS], experts, anchors)
+
+
+def acknowledgement_from_content(content: RecordDict) -> None:
+    """Read a device's answer to a release: it must be empty.
+
+    Raises
+    ------
+    ReplyError
+        If it is not.
+    """
+    if content:
+        raise ReplyError("the acknowledgement is not empty")
+
+
+def canonical_reply(message_type: str, content: RecordDict, release: int) -> RecordDict:
+    """Build afresh what a device may answer to a request; the allow-list of the egress guard.
+
+    Parameters
+    ----------
+    message_type : str
+        Type of the request.
+    content : RecordDict
+        What the device wants to answer.
+    release : int
+        The release that the request is about.
+
+    Raises
+    ------
+    ProtocolError
+        If the answer is anything else than declared for this type.
+    """
+    if message_type == INSTALL_RELEASE:
+        acknowledgement_from_content(content)
+        return RecordDict()
+    if message_type == ROUTER_STATISTICS:
+        statistics = statistics_from_content(content)
+        if statistics.release != release:
+            raise ProtocolError(REASONS[Refusal.OTHER_RELEASE], Refusal.OTHER_RELEASE)
+        return statistics_to_content(statistics)
+    raise ProtocolError(REASONS[Refusal.UNKNOWN_REQUEST], Refusal.UNKNOWN_REQUEST)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_release(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RELEASE
+
+
+def _float(value: object) -> float:
+    if type(value) is not float:
+        raise ReplyError("router statistics hold something else than declared")
+    return value
+
+
+def _floats(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list) or not 1 <= len(values) <= MAX_WEIGHTS:
+        raise ReplyError(f"router statistics have 1 to {MAX_WEIGHTS} weights of a kind")
+    return tuple(_float(value) for value in values)
+
+
+def _check_statistics(statistics: RouterStatistics) -> None:
+    if not _is_release(statistics.release):
+        raise ReplyError("router statistics do not name a release")
+    for weights in (statistics.expert_weights, statistics.anchor_weights):
+        if not 1 <= len(weights) <= MAX_WEIGHTS:
+            raise ReplyError(f"router statistics have 1 to {MAX_WEIGHTS} weights of a kind")
+        # A comparison with NaN is false, so NaN is refused here too.
+        if not all(0.0 <= weight <= 1.0 for weight in weights):
+            raise ReplyError("router statistics have a weight outside [0, 1]")
+        if not abs(math.fsum(weights) - 1.0) <= SUM_TOLERANCE:
+            raise ReplyError("router statistics have weights that do not sum to 1")
+    if not -1.0 <= statistics.best_similarity <= 1.0:
+        raise ReplyError("router statistics have a similarity outside [-1, 1]")
+    if not 0.0 <= statistics.entropy <= 1.0:
+        raise ReplyError("router statistics have an entropy outside [0, 1]")
+
+
+def _round_shares(weights: tuple[float, ...]) -> list[float]:
+    """Round shares to whole units of 1e-4 that sum to exactly 10,000 units (largest remainder)."""
+    total = math.fsum(weights)
+    exact = [_UNITS * float(weight) / total for weight in weights]
+    units = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (units[i] - exact[i], i))
+    for i in by_remainder[: _UNITS - sum(units)]:
+        units[i] += 1
+    return [unit / _UNITS for unit in units]

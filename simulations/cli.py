@@ -1,0 +1,106 @@
+"""The commands `mesofed simulate` and `mesofed report`."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from shared.cli import INTERRUPTED
+from shared.errors import MesofedError
+
+simulate = typer.Typer(help="Run a federation on this machine and report on it.")
+report = typer.Typer(help="Write a run's report anew and print its results.")
+
+
+def _console() -> Console:
+    """Return a console of at most 100 columns, and of just so many where there is no terminal."""
+    console = Console()
+    return Console(width=min(100, console.width) if console.is_terminal else 100)
+
+
+@simulate.command()
+def _simulate(
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file; without one, the built-in demo.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: runs/<time>.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
+    ] = None,
+) -> None:
+    """Run a federation on this machine: server, devices, evaluation and report.
+
+    Without arguments it runs the demo: SmolLM2-135M on the built-in corpus.
+
+    Your own people, one a line (see `mesofed data check`):
+
+      mesofed simulate --set corpus.source=jsonl --set corpus.path=people.jsonl.gz
+
+    Some settings (all are in the config.toml of any run):
+
+      seed=7  engine=local|ray  methods='["population","meso"]'  base.name=tiny|smollm2|<hub id>
+      base.format=fp32|bf16|int8|nf4  corpus.server_users=32  corpus.device_users=16
+    """
+    from shared.quiet import quiet_libraries
+
+    quiet_libraries()
+    from shared.config import load_config
+    from shared.progress import shown
+    from simulations.federated import open_run, prepare
+    from simulations.federated import simulate as run
+    from simulations.report.table import render_table
+
+    if resume is not None and (config or assignments or out):
+        raise MesofedError(
+            "Expected --resume RUN alone: a run keeps its own settings. Leave out the config, "
+            "--set and --out."
+        )
+    console = _console()
+    folder = resume or out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    try:
+        with shown(console):
+            if resume is None:
+                settings = load_config(config, tuple(assignments or ()))
+                prepare(settings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+            settings = open_run(folder)
+            console.print(f"Run: {folder}", highlight=False)
+            summary = run(settings, folder)
+    except KeyboardInterrupt:
+        if (folder / "config.toml").exists():
+            console.print(
+                f"\nStopped. Continue: mesofed simulate --resume {shlex.quote(str(folder))}"
+            )
+        raise typer.Exit(INTERRUPTED) from None
+    console.print()
+    console.print(render_table(summary))
+    console.print(f"Report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    console.print("Next: open the report, or try your own data with --set corpus.path=FILE")
+
+
+@report.command()
+def _report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
+) -> None:
+    """Write a run's report anew from what it has measured so far, and print its results."""
+    from simulations.federated import conclude, open_run
+    from simulations.report.table import markdown_table, render_table
+
+    open_run(run)
+    summary = conclude(run)
+    console = _console()
+    if markdown:
+        typer.echo(markdown_table(summary))
+    else:
+        console.print(render_table(summary))
+    console.print(f"Report: {(run / 'report.html').resolve()}", soft_wrap=True, highlight=False)

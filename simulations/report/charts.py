@@ -1,0 +1,332 @@
+"""The report's charts, each small enough to be read at full size on a phone.
+
+Shape, fill and words carry every distinction; colour only repeats them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from simulations.report.read import Curve, RouterStep, Traffic
+from simulations.report.statistics import Estimate
+from simulations.report.summary import SHARED_ONLY, Row
+from simulations.report.svg import ACCENT, INK, MUTED, PAPER, RULE, SOFT, WARM, as_markup, drawing
+from simulations.report.wording import (
+    arrow,
+    byte_size,
+    decimal,
+    interval,
+    metric_name,
+    signed,
+    task_name,
+)
+
+_WIDTH = 340
+_NARROW = 264
+
+
+def _rules(axes: Axes) -> None:
+    """Draw faint level lines behind the data."""
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
+def _label_ink(axes: Axes, names: Sequence[str], featured: str | None) -> None:
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_color(INK)
+        label.set_fontweight("bold" if name == featured else "normal")
+
+
+def quality_chart(rows: Sequence[Row], featured: str | None, key: str) -> Markup:
+    """Draw one task's primary metric per method with its interval.
+
+    Personalised methods have filled dots, shared ones hollow dots; the dashed line is
+    ``population``.
+    """
+    first = rows[0]
+    metric = metric_name(first.primary)
+    names = [row.method for row in rows]
+    left = 16 + 7 * max(map(len, names))
+    with drawing(_WIDTH, 52 + 27 * len(rows), left, right=44, bottom=22) as (figure, axes):
+        axes.spines["left"].set_visible(False)
+        for place, row in enumerate(rows):
+            estimate = row.estimate
+            colour = MUTED if row.method in SHARED_ONLY else ACCENT
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot([estimate.low, estimate.high], [place, place], color=colour)
+            axes.plot(
+                estimate.mean,
+                place,
+                "o",
+                markersize=8,
+                color=colour,
+                markerfacecolor=PAPER if row.method in SHARED_ONLY else colour,
+                markeredgewidth=1.75,
+            )
+            axes.annotate(
+                decimal(estimate.mean, 2),
+                (1.02, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                annotation_clip=False,
+                color=INK,
+                fontweight="bold" if row.method == featured else "normal",
+            )
+            if row.method == "population":
+                axes.axvline(estimate.mean, color=MUTED, linewidth=1, dashes=(3, 3), zorder=0)
+        axes.set_yticks(range(len(rows)), names, fontsize=11)
+        _label_ink(axes, names, featured)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_title(f"{task_name(first.task)}: {metric} {arrow(first.higher_is_better)}")
+        described = "; ".join(
+            f"{r.method} {decimal(r.estimate.mean)} {interval(r.estimate, 3)}".strip() for r in rows
+        )
+        better = "higher" if first.higher_is_better else "lower"
+        return as_markup(
+            figure,
+            key,
+            f"{metric} per method on {task_name(first.task)}",
+            f"Mean over users with 95 % interval, {better} is better. {described}.",
+        )
+
+
+def gain_chart(
+    method: str,
+    gains: Mapping[str, float],
+    history: Mapping[str, int],
+    limits: tuple[float, float],
+    key: str,
+) -> Markup:
+    """Draw each user's gain over ``population`` against the length of the private history.
+
+    Parameters
+    ----------
+    gains, history : dict of str to number
+        Gain (positive is better) and number of history items by user.
+    limits : (float, float)
+        Of the gain axis, shared by the charts of one task.
+
+    Filled dots gained, hollow dots lost, small bars are unchanged; users who share a place make a
+    larger mark.
+    """
+    places = Counter((history[user], round(gain, 6)) for user, gain in gains.items())
+    with drawing(236, 196, left=42, right=8) as (figure, axes):
+        _rules(axes)
+        axes.axhline(0, color=MUTED, linewidth=1, zorder=1)
+        for (items, gain), users in sorted(places.items(), key=lambda place: -place[1]):
+            size = 26 * users
+            if gain > 0:
+                axes.scatter(items, gain, s=size, color=ACCENT, alpha=0.8, linewidths=0, zorder=3)
+            elif gain < 0:
+                axes.scatter(
+                    items, gain, s=size, facecolor=PAPER, edgecolor=WARM, linewidths=1.5, zorder=2
+                )
+            else:
+                axes.scatter(
+                    items, 0, s=3 * size, marker="_", color=MUTED, linewidths=2.5, zorder=2
+                )
+        axes.set_ylim(*limits)
+        axes.margins(x=0.1)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        digits = max(0, 1 - math.floor(math.log10(limits[1])))
+        axes.yaxis.set_major_formatter(lambda value, _: _tick(value, digits))
+        axes.set_xlabel("history items")
+        axes.set_title(method)
+        better = sum(gain > 0 for gain in gains.values())
+        worse = sum(gain < 0 for gain in gains.values())
+        return as_markup(
+            figure,
+            key,
+            f"Gain of {method} over population, by history length",
+            f"{better} of {len(gains)} users gained, {worse} lost, "
+            f"{len(gains) - better - worse} stayed the same.",
+        )
+
+
+def gain_limits(gains: Sequence[float]) -> tuple[float, float]:
+    """Return axis limits, symmetric around zero, that hold every gain."""
+    reach = max((abs(gain) for gain in gains), default=0.0)
+    return (-1.15 * reach, 1.15 * reach) if reach > 0 else (-1.0, 1.0)
+
+
+def _tick(value: float, digits: int) -> str:
+    """Return a signed tick without zeros that say nothing: ``+0.5``, not ``+0.50``."""
+    text = signed(value, digits)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _smooth(losses: np.ndarray, window: int) -> np.ndarray:
+    """Return the centred running mean, over fewer steps at the ends; NaNs are left out."""
+    half = window // 2
+    slices = (losses[max(0, i - half) : i + half + 1] for i in range(len(losses)))
+    return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in slices])
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Return the mean loss at every step that at least half of the curves reach."""
+    at: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, loss in curve:
+            if math.isfinite(loss):
+                at.setdefault(step, []).append(loss)
+    return tuple(
+        (step, sum(losses) / len(losses))
+        for step, losses in sorted(at.items())
+        if 2 * len(losses) >= len(curves)
+    )
+
+
+def curve_chart(curves: Mapping[str, Curve], title: str, noun: str, key: str) -> Markup:
+    """Draw losses over steps: thin lines for each ``noun``, one bold line for their mean.
+
+    A single curve is drawn thin as measured and bold as its running mean.
+    """
+    kept = {name: curve for name, curve in curves.items() if curve}
+    with drawing(_NARROW, 190, left=34, right=42) as (figure, axes):
+        _rules(axes)
+        for curve in kept.values():
+            steps, losses = zip(*curve, strict=True)
+            marker = "o" if len(curve) == 1 else ""
+            axes.plot(steps, losses, marker=marker, color=SOFT, linewidth=1, markersize=4)
+        if len(kept) == 1:
+            (curve,) = kept.values()
+            steps, losses = zip(*curve, strict=True)
+            bold: Curve = tuple(
+                zip(steps, _smooth(np.array(losses), max(3, len(losses) // 8)), strict=True)
+            )
+        else:
+            bold = mean_curve(list(kept.values()))
+        if bold:
+            steps, losses = zip(*bold, strict=True)
+            axes.plot(steps, losses, color=ACCENT, linewidth=2.25)
+            axes.plot(steps[-1], losses[-1], "o", color=ACCENT, markersize=5)
+            axes.annotate(
+                decimal(losses[-1], 2),
+                (steps[-1], losses[-1]),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontweight="bold",
+                annotation_clip=False,
+            )
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("step")
+        axes.set_title(title)
+        count = f"{len(kept)} {noun}{'' if len(kept) == 1 else 's'}"
+        said = (
+            f"Mean loss goes from {decimal(bold[0][1], 2)} to {decimal(bold[-1][1], 2)} "
+            f"in {bold[-1][0]} steps over {count}."
+            if bold
+            else "No finite losses."
+        )
+        return as_markup(figure, key, f"Training loss: {title}", said)
+
+
+def gates_chart(router: Sequence[RouterStep], key: str) -> Markup:
+    """Draw each expert's mean gate over the steps, with the gates' normalised entropy dashed."""
+    experts = len(router[0].mean_gates)
+    steps = [point.step for point in router]
+    with drawing(_NARROW, 190, left=34, right=52) as (figure, axes):
+        _rules(axes)
+        ends = []
+        for expert in range(experts):
+            gates = [point.mean_gates[expert] for point in router]
+            axes.plot(steps, gates, color=ACCENT, linewidth=1.5)
+            ends.append((gates[-1], f"E{expert + 1}", ACCENT))
+        entropy = [point.gate_entropy for point in router]
+        axes.plot(steps, entropy, color=WARM, linewidth=1.5, dashes=(4, 3))
+        ends.append((entropy[-1], "entropy", WARM))
+        axes.set_ylim(0, 1.03)
+        _end_labels(axes, steps[-1], ends)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        axes.set_xlabel("step")
+        axes.set_title("router: mean gates")
+        shares = ", ".join(
+            f"E{e + 1} {decimal(router[-1].mean_gates[e], 2)}" for e in range(experts)
+        )
+        return as_markup(
+            figure,
+            key,
+            "Mean gate of each expert and gate entropy over training",
+            f"At the end: {shares}; normalised entropy {decimal(entropy[-1], 2)}.",
+        )
+
+
+def _end_labels(axes: Axes, step: int, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Name lines at their right end, moved apart so that no two names touch."""
+    apart = 0.1
+    place = -apart
+    for value, name, colour in sorted(ends):
+        place = max(value, place + apart)
+        axes.annotate(
+            name,
+            (step, place),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=10,
+            annotation_clip=False,
+        )
+
+
+def traffic_chart(traffic: Sequence[Traffic], key: str) -> Markup:
+    """Draw bytes down and up of each device on one logarithmic axis."""
+    with drawing(_WIDTH, 118, left=44, right=8, top=2, bottom=22) as (figure, axes):
+        axes.spines["left"].set_visible(False)
+        axes.set_xscale("log")
+        described = []
+        for place, (name, values) in enumerate(
+            (
+                ("down", [device.bytes_down for device in traffic]),
+                ("up", [device.bytes_up for device in traffic]),
+            )
+        ):
+            middle = float(np.median(values))
+            shown = [max(value, 1) for value in values]
+            axes.plot([1, max(middle, 1)], [place, place], color=RULE, linewidth=2, zorder=0)
+            axes.plot(shown, [place] * len(shown), "o", color=ACCENT, markersize=7, alpha=0.6)
+            axes.annotate(
+                byte_size(middle),
+                (max(middle, 1), place),
+                xytext=(0, 9),
+                textcoords="offset points",
+                ha="center",
+                fontweight="bold",
+            )
+            described.append(f"{name} {byte_size(middle)}")
+        top = max(max(device.bytes_down, device.bytes_up) for device in traffic)
+        axes.set_xlim(1, max(top, 10) * 12)
+        axes.set_ylim(1.4, -0.8)
+        axes.set_yticks([0, 1], ["down", "up"], fontsize=11)
+        _label_ink(axes, ["down", "up"], None)
+        axes.set_xticks(
+            [10**power for power in range(0, 13, 3) if 10**power < max(top, 10) * 12],
+            [
+                ("1 byte", "1 kB", "1 MB", "1 GB", "1 TB")[power // 3]
+                for power in range(0, 13, 3)
+                if 10**power < max(top, 10) * 12
+            ],
+        )
+        axes.minorticks_off()
+        return as_markup(
+            figure,
+            key,
+            "Bytes down and up per device, logarithmic",
+            f"Median per device: {' and '.join(described)}.",
+        )
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """Return an estimate as ``+0.13 [+0.06, +0.20]``."""
+    if estimate.low is None or estimate.high is None:
+        return signed(estimate.mean)
+    return f"{signed(estimate.mean)} [{signed(estimate.low)}, {signed(estimate.high)}]"

@@ -1,0 +1,294 @@
+"""The report: one HTML file that opens offline and says what a run found."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from shared.atomic_file import write_text
+from simulations.report import charts, wording
+from simulations.report.read import Curve, DeviceResult, Run, read_run
+from simulations.report.summary import SHARED_ONLY, Row, Summary, about, summarise_run
+
+_PRIVATE_CURVE = "device"
+
+
+@dataclass(frozen=True)
+class GainPanel:
+    """One method's chart of gain per user, and its counts in words."""
+
+    chart: Markup
+    better: int
+    same: int
+    worse: int
+
+
+@dataclass(frozen=True)
+class UserLine:
+    """One user of the table of all users: a primary score per method, None where not asked."""
+
+    user_id: str
+    group: int | None
+    history: int
+    scores: tuple[float | None, ...]
+
+
+def _charts_of_quality(summary: Summary) -> list[Markup]:
+    return [
+        charts.quality_chart(
+            [row for row in summary.rows if row.task == task], summary.featured, f"quality-{place}"
+        )
+        for place, task in enumerate(summary.tasks)
+    ]
+
+
+def _user_gains(summary: Summary, row: Row) -> dict[str, float]:
+    """Return each user's gain of one row over ``population``; positive is better."""
+    own = summary.by_user[row.method, row.task]
+    reference = summary.by_user.get(("population", row.task), {})
+    sign = 1 if row.higher_is_better else -1
+    return {user: sign * (own[user] - reference[user]) for user in own if user in reference}
+
+
+def _gain_panels(run: Run, summary: Summary) -> dict[str, list[GainPanel]]:
+    """Return the charts of gain per user, by task, featured method first.
+
+    Empty without ``population``.
+    """
+    history = {device.user_id: device.history for device in run.devices}
+    panels: dict[str, list[GainPanel]] = {}
+    for place, task in enumerate(summary.tasks):
+        rows = [row for row in summary.rows if row.task == task and row.gain is not None]
+        gains = {
+            row.method: _user_gains(summary, row)
+            for row in sorted(rows, key=lambda row: row.method != summary.featured)
+            if row.method not in SHARED_ONLY
+        }
+        limits = charts.gain_limits([gain for own in gains.values() for gain in own.values()])
+        for number, (method, own) in enumerate(gains.items()):
+            chart = charts.gain_chart(method, own, history, limits, f"gain-{place}-{number}")
+            better = sum(gain > 0 for gain in own.values())
+            worse = sum(gain < 0 for gain in own.values())
+            panel = GainPanel(chart, better, len(own) - better - worse, worse)
+            panels.setdefault(task, []).append(panel)
+    return panels
+
+
+def _user_tables(run: Run, summary: Summary) -> dict[str, list[UserLine]]:
+    """Return one line per user and task: the primary metric of every method."""
+    return {
+        task: [
+            UserLine(
+                device.user_id,
+                device.group,
+                device.history,
+                tuple(
+                    summary.by_user.get((method, task), {}).get(device.user_id)
+                    for method in summary.methods
+                ),
+            )
+            for device in run.devices
+            if any(
+                device.user_id in summary.by_user.get((method, task), {})
+                for method in summary.methods
+            )
+        ]
+        for task in summary.tasks
+    }
+
+
+def _strongest(weights: tuple[float, ...]) -> int:
+    return max(range(len(weights)), key=weights.__getitem__)
+
+
+def _agreement(weights: Mapping[str, tuple[float, ...]], groups: Mapping[str, int]) -> float | None:
+    """Return the adjusted Rand index of strongest expert against group; None if not defined."""
+    from sklearn.metrics import adjusted_rand_score
+
+    users = [user for user, own in weights.items() if own and user in groups]
+    if len(users) < 2 or len({groups[user] for user in users}) < 2:
+        return None
+    return float(
+        adjusted_rand_score(
+            [groups[user] for user in users], [_strongest(weights[user]) for user in users]
+        )
+    )
+
+
+def _mean(columns: list[tuple[float, ...]]) -> list[float]:
+    width = min(map(len, columns), default=0)
+    return [sum(own[i] for own in columns) / len(columns) for i in range(width)]
+
+
+def _router(run: Run) -> dict[str, Any] | None:
+    """Return what the section on router usage shows; None when no device sent statistics."""
+    routed = [(device, device.router) for device in run.devices if device.router is not None]
+    if not routed:
+        return None
+
+    def place(pair: tuple[DeviceResult, Any]) -> tuple[int, int, float]:
+        device, use = pair
+        group = len(routed) if device.group is None else device.group
+        if not use.expert_weights:
+            return group, 0, 0.0
+        return group, _strongest(use.expert_weights), -max(use.expert_weights)
+
+    groups = {device.user_id: device.group for device, _ in routed if device.group is not None}
+    experts = next((stage for stage in reversed(run.training) if stage.stage == "experts"), None)
+    return {
+        "lines": sorted(routed, key=place),
+        "grouped": bool(groups),
+        "experts": _mean([use.expert_weights for _, use in routed]),
+        "anchors": _mean([use.anchor_weights for _, use in routed]),
+        "similarity": sum(use.best_similarity for _, use in routed) / len(routed),
+        "entropy": sum(use.entropy for _, use in routed) / len(routed),
+        "agreement": _agreement({d.user_id: use.expert_weights for d, use in routed}, groups),
+        "server_agreement": _agreement(experts.gates, experts.groups) if experts else None,
+    }
+
+
+def _curve_nouns(stage: str) -> str:
+    return {"bank": "anchor", "experts": "expert"}.get(stage, "run")
+
+
+def _training(run: Run) -> list[Markup]:
+    """Return the charts of the server's stages of the newest release."""
+    newest = max((stage.release for stage in run.training), default=0)
+    drawn: list[Markup] = []
+    for stage in run.training:
+        if stage.release != newest:
+            continue
+        if any(stage.curves.values()):
+            title = {"population": "population LoRA", "bank": "Meta-LoRA bank"}.get(
+                stage.stage, "group experts"
+            )
+            noun = _curve_nouns(stage.stage)
+            drawn.append(charts.curve_chart(stage.curves, title, noun, f"train-{stage.stage}"))
+        if stage.router:
+            drawn.append(charts.gates_chart(stage.router, "train-router"))
+    return drawn
+
+
+def _private_training(run: Run, summary: Summary) -> list[Markup]:
+    """Return one chart per method that trained on the devices."""
+    drawn = []
+    for place, method in enumerate(summary.methods):
+        curves: dict[str, Curve] = {
+            device.user_id: device.methods[method].curve
+            for device in run.devices
+            if method in device.methods and device.methods[method].curve
+        }
+        if curves:
+            drawn.append(charts.curve_chart(curves, method, _PRIVATE_CURVE, f"private-{place}"))
+    return drawn
+
+
+def _stages(run: Run, summary: Summary) -> list[tuple[str, float, int]]:
+    """Return ``(stage, seconds, tokens)`` for the server's stages and each method's devices."""
+    lines = [
+        (f"{stage.stage}, release {stage.release}", stage.seconds, stage.tokens)
+        for stage in run.training
+    ]
+    for method in summary.methods:
+        results = [device.methods[method] for device in run.devices if method in device.methods]
+        seconds, tokens = sum(r.seconds for r in results), sum(r.tokens for r in results)
+        if tokens or seconds:
+            lines.append(
+                (f"{method} on {wording.count_of(len(results), 'device')}", seconds, tokens)
+            )
+    return lines
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how the run was made, as name and value."""
+    base = record.get("base") or {}
+    command = record.get("command") or []
+    facts = {
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command),
+        "started": record.get("started"),
+        "seed": record.get("seed"),
+        "base model": " ".join(str(base[name]) for name in ("name", "format") if name in base),
+        "base fingerprint": base.get("fingerprint"),
+        "Mesofed": record.get("mesofed"),
+        "git commit": record.get("git_commit") or "none",
+        "Python": record.get("python"),
+        "machine": record.get("platform"),
+        "cores": record.get("cores"),
+    }
+    paths = record.get("paths")
+    for name, path in paths.items() if isinstance(paths, dict) else ():
+        facts[f"path: {name}"] = path
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        decimal=wording.decimal,
+        signed=wording.signed,
+        interval=wording.interval,
+        metric=wording.metric_name,
+        task=wording.task_name,
+        arrow=wording.arrow,
+        bytes=wording.byte_size,
+        duration=wording.duration,
+        about=about,
+        estimate=charts.estimate_text,
+    )
+    environment.globals["count_of"] = wording.count_of
+    return environment
+
+
+def render_page(run: Run, summary: Summary) -> str:
+    """Return the report as HTML that needs nothing from outside."""
+    traffic = [device for round_ in run.rounds for device in round_.traffic]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            run=run,
+            record=run.record,
+            summary=summary,
+            headline=wording.headline(summary),
+            quality=_charts_of_quality(summary),
+            gains=_gain_panels(run, summary),
+            users=_user_tables(run, summary),
+            grouped=any(device.group is not None for device in run.devices),
+            router=_router(run),
+            training=_training(run),
+            private=_private_training(run, summary),
+            traffic=traffic,
+            traffic_chart=charts.traffic_chart(traffic, "traffic") if traffic else None,
+            traffic_words=wording.traffic_sentence(run),
+            answered=wording.answered_sentence(run),
+            skipped=Counter(skip.reason for skip in run.corpus.skipped).most_common(),
+            stages=_stages(run, summary),
+            facts=_facts(run.record),
+            next_step=wording.next_step(run, summary),
+        )
+    )
+
+
+def write_report(run_dir: Path) -> Path:
+    """Read a run directory and write its ``report.html``; return the report's path.
+
+    Raises
+    ------
+    MesofedError
+        If the directory is not that of a run, or a file in it is broken or cannot be written.
+    """
+    run = read_run(run_dir)
+    path = run_dir / "report.html"
+    write_text(path, render_page(run, summarise_run(run)))
+    return path

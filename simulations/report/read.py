@@ -1,0 +1,347 @@
+"""A run directory as frozen values: the report's only source.
+
+    run.json  config.toml  corpus.json          how the run was made, and on whom
+    training/r1/{population,experts,bank}.json  what the server trained
+    statistics/r1.json                          what crossed the wire
+    results/0000.json                           one device each, every method
+
+Files that a run has not written yet are simply absent from the result; a file that is there but
+broken raises an error that names it.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shared.errors import MesofedError
+from shared.methods import METHODS
+from shared.tasks import TASKS
+
+Value = TypeVar("Value")
+
+Curve = tuple[tuple[int, float], ...]
+"""Loss over steps: ``(step, loss)``, oldest first."""
+
+STAGES = ("population", "experts", "bank")
+
+
+@dataclass(frozen=True)
+class RouterUse:
+    """The router statistics that one device sent.
+
+    Attributes
+    ----------
+    expert_weights, anchor_weights : tuple of float
+        Non-negative, each sums to 1; empty when the release has no experts or no anchors.
+    best_similarity : float
+        Cosine similarity of the nearest anchor, in [-1, 1].
+    entropy : float
+        Entropy of the expert weights over ``log(experts)``, in [0, 1].
+    """
+
+    expert_weights: tuple[float, ...]
+    anchor_weights: tuple[float, ...]
+    best_similarity: float
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method said to one query; ``nll`` is nats per gold token, None if not measured."""
+
+    query_id: str
+    task: str
+    prediction: str
+    gold: str
+    nll: float | None
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method on one device; ``seconds`` and ``tokens`` are those of its private training."""
+
+    private_parameters: int
+    private_bytes: int
+    seconds: float
+    tokens: int
+    curve: Curve
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """One device user; ``history`` counts profile items, ``group`` is known for synthetic users."""
+
+    user_id: str
+    group: int | None
+    history: int
+    release: int
+    router: RouterUse | None
+    methods: Mapping[str, MethodResult]
+
+
+@dataclass(frozen=True)
+class RouterStep:
+    """The experts' gates at one training step: mean per expert, and their normalised entropy."""
+
+    step: int
+    mean_gates: tuple[float, ...]
+    gate_entropy: float
+
+
+@dataclass(frozen=True)
+class StageTraining:
+    """One server stage of one release; ``router``, ``gates`` and ``groups`` are the experts' own."""
+
+    stage: str
+    release: int
+    seconds: float
+    tokens: int
+    curves: Mapping[str, Curve]
+    router: tuple[RouterStep, ...]
+    gates: Mapping[str, tuple[float, ...]]
+    groups: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes to and from one device in one round."""
+
+    node: str
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class RoundStatistics:
+    """One round of ``query.router_statistics``: who was asked, who answered, what it weighed."""
+
+    release: int
+    asked: int
+    answered: int
+    refused: tuple[tuple[str, str], ...]
+    traffic: tuple[Traffic, ...]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something in the corpus that was left out, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CorpusRecord:
+    """Who took part: the corpus's origin, both sides' users and what was skipped."""
+
+    origin: str
+    server_users: tuple[str, ...]
+    device_users: tuple[str, ...]
+    skipped: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report knows about a run."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    config_text: str
+    corpus: CorpusRecord
+    training: tuple[StageTraining, ...]
+    rounds: tuple[RoundStatistics, ...]
+    devices: tuple[DeviceResult, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods with results, in the order of ``shared.methods.METHODS``."""
+        ran = dict.fromkeys(name for device in self.devices for name in device.methods)
+        declared = [name for name in METHODS if name in ran]
+        return tuple(dict.fromkeys([*declared, *ran]))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that were asked, in the order of ``shared.tasks.TASKS``."""
+        asked = {a.task for d in self.devices for m in d.methods.values() for a in m.answers}
+        return tuple(name for name in TASKS if name in asked) + tuple(sorted(asked - set(TASKS)))
+
+
+@contextmanager
+def _meaning(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while reading ``path`` into one sentence that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise MesofedError(f"Cannot read {path}: {error.strerror}.") from error
+    except KeyError as error:
+        raise MesofedError(
+            f"Expected the field {error} in {path}; it is missing. Run the simulation again with "
+            "--resume after deleting this file."
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MesofedError(
+            f"Expected a file of a Mesofed run in {path}; {error}. Run the simulation again with "
+            "--resume after deleting this file."
+        ) from error
+
+
+def _load(path: Path, build: Callable[[Any], Value]) -> Value:
+    """Parse one JSON file and build its value."""
+    with _meaning(path):
+        return build(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _release_of(path: Path) -> int:
+    """Return the round in a name such as ``r12`` or ``r12.json``."""
+    with _meaning(path):
+        return int(path.name.removesuffix(".json").removeprefix("r"))
+
+
+def _curve(points: Any) -> Curve:
+    return tuple((int(step), float("nan") if y is None else float(y)) for step, y in points)
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _router(data: Mapping[str, Any] | None) -> RouterUse | None:
+    """Read router statistics, spelled as on the wire (``expert-weights``) or as in Python."""
+    if data is None:
+        return None
+    fields = {name.replace("-", "_"): value for name, value in data.items()}
+    return RouterUse(
+        expert_weights=_floats(fields["expert_weights"]),
+        anchor_weights=_floats(fields["anchor_weights"]),
+        best_similarity=float(fields["best_similarity"]),
+        entropy=float(fields["entropy"]),
+    )
+
+
+def _answer(data: Mapping[str, Any]) -> Answer:
+    nll = data.get("nll")
+    return Answer(
+        query_id=str(data["query_id"]),
+        task=str(data["task"]),
+        prediction=str(data["prediction"]),
+        gold=str(data["gold"]),
+        nll=None if nll is None else float(nll),
+    )
+
+
+def _method(data: Mapping[str, Any]) -> MethodResult:
+    return MethodResult(
+        private_parameters=int(data["private_parameters"]),
+        private_bytes=int(data["private_bytes"]),
+        seconds=float(data["seconds"]),
+        tokens=int(data["tokens"]),
+        curve=_curve(data.get("curve") or ()),
+        answers=tuple(_answer(query) for query in data["queries"]),
+    )
+
+
+def _device(data: Mapping[str, Any]) -> DeviceResult:
+    group = data.get("group")
+    return DeviceResult(
+        user_id=str(data["user_id"]),
+        group=None if group is None else int(group),
+        history=int(data["history"]),
+        release=int(data["release"]),
+        router=_router(data.get("statistics")),
+        methods={name: _method(result) for name, result in data["methods"].items()},
+    )
+
+
+def _stage(data: Mapping[str, Any], stage: str, release: int) -> StageTraining:
+    return StageTraining(
+        stage=stage,
+        release=release,
+        seconds=float(data["seconds"]),
+        tokens=int(data["tokens"]),
+        curves={str(name): _curve(points) for name, points in data["curves"].items()},
+        router=tuple(
+            RouterStep(int(s["step"]), _floats(s["mean_gates"]), float(s["gate_entropy"]))
+            for s in data.get("router") or ()
+        ),
+        gates={str(user): _floats(gates) for user, gates in (data.get("gates") or {}).items()},
+        groups={str(user): int(group) for user, group in (data.get("groups") or {}).items()},
+    )
+
+
+def _round(data: Mapping[str, Any], release: int) -> RoundStatistics:
+    return RoundStatistics(
+        release=release,
+        asked=int(data["asked"]),
+        answered=int(data["answered"]),
+        refused=tuple((str(r["node"]), str(r["reason"])) for r in data.get("refused") or ()),
+        traffic=tuple(
+            Traffic(str(d["node"]), int(d["bytes_down"]), int(d["bytes_up"]))
+            for d in data.get("devices") or ()
+        ),
+    )
+
+
+def _corpus(data: Mapping[str, Any]) -> CorpusRecord:
+    return CorpusRecord(
+        origin=str(data["origin"]),
+        server_users=tuple(map(str, data["server_users"])),
+        device_users=tuple(map(str, data["device_users"])),
+        skipped=tuple(Skip(str(s["where"]), str(s["reason"])) for s in data.get("skipped") or ()),
+    )
+
+
+def _read_devices(folder: Path) -> tuple[DeviceResult, ...]:
+    devices: dict[str, DeviceResult] = {}
+    for path in sorted(folder.glob("*.json")):
+        device = _load(path, _device)
+        if device.user_id in devices:
+            raise MesofedError(
+                f"Expected one result per user; {path} repeats the user {device.user_id!r}. "
+                "Delete one of the two files and resume the run."
+            )
+        devices[device.user_id] = device
+    return tuple(devices.values())
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run directory.
+
+    Raises
+    ------
+    MesofedError
+        If ``folder`` holds no ``run.json``, or one of the run's files is broken.
+    """
+    if not (folder / "run.json").is_file():
+        raise MesofedError(
+            f"Expected the directory of a run, with a run.json, at {folder}; found none. "
+            "Give the path that `mesofed simulate` printed."
+        )
+    training = [
+        _load(path, partial(_stage, stage=stage, release=release))
+        for round_folder in sorted((folder / "training").glob("r*"), key=_release_of)
+        for release in (_release_of(round_folder),)
+        for stage in STAGES
+        for path in (round_folder / f"{stage}.json",)
+        if path.is_file()
+    ]
+    rounds = [
+        _load(path, partial(_round, release=_release_of(path)))
+        for path in sorted((folder / "statistics").glob("r*.json"), key=_release_of)
+    ]
+    config, corpus = folder / "config.toml", folder / "corpus.json"
+    with _meaning(config):
+        config_text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return Run(
+        folder=folder,
+        record=_load(folder / "run.json", dict),
+        config_text=config_text,
+        corpus=_load(corpus, _corpus) if corpus.is_file() else CorpusRecord("unknown", (), (), ()),
+        training=tuple(training),
+        rounds=tuple(rounds),
+        devices=_read_devices(folder / "results"),
+    )

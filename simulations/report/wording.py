@@ -1,0 +1,195 @@
+"""What the numbers say, in words: never a claim that its interval does not carry."""
+
+from collections.abc import Sequence
+
+from simulations.report.read import Run
+from simulations.report.statistics import MIN_USERS, Estimate
+from simulations.report.summary import REFERENCE, Row, Summary
+
+MINUS = "\N{MINUS SIGN}"
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "rouge_1": "ROUGE-1",
+    "rouge_l": "ROUGE-L",
+}
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric's usual spelling."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def task_name(task: str) -> str:
+    """Return a task's name for a running text."""
+    return task.replace("_", " ")
+
+
+def arrow(higher_is_better: bool) -> str:
+    """Return the direction in which a metric improves."""
+    return "↑" if higher_is_better else "↓"
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """Return a number with a true minus sign and no negative zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a difference with its sign; zero has none."""
+    text = decimal(value, digits)
+    return f"+{text}" if value > 0 and float(f"{value:.{digits}f}") else text
+
+
+def interval(estimate: Estimate, digits: int = 2) -> str:
+    """Return a level's interval as ``[low, high]``; empty where none exists."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{decimal(estimate.low, digits)}, {decimal(estimate.high, digits)}]"
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes in the largest unit that keeps it above one (1 kB = 1000)."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 999.5 or unit == "GB":
+            break
+        size /= 1000
+    if unit == "bytes":
+        return f"{size:.0f} byte" if round(size) == 1 else f"{size:.0f} bytes"
+    return f"{size:.1f} {unit}" if size < 9.95 else f"{size:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as ``0.8 s``, ``42 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return ``1 device`` or ``3 devices``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Join parts as a sentence does: ``a``, ``a and b``, ``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _gain_interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "one user only, so no interval"
+    text = f"gain {signed(estimate.low)} to {signed(estimate.high)}"
+    if estimate.users < MIN_USERS:
+        return f"{text}; {count_of(estimate.users, 'user')}, too few to tell"
+    return text
+
+
+def _change(row: Row) -> str:
+    """Say what a method does to one task, or that it cannot be told."""
+    gain = row.gain
+    what = f"{task_name(row.task)} {metric_name(row.primary)}"
+    if gain is None:
+        return f"reaches {what} {decimal(row.estimate.mean, 2)}, with nothing to compare it to"
+    values = f"from {decimal(gain.reference, 2)} to {decimal(gain.method, 2)}"
+    if not gain.estimate.excludes_zero:
+        return f"shows no clear difference in {what}, {values} ({_gain_interval(gain.estimate)})"
+    verb = "worsens" if gain.estimate.mean < 0 else "raises" if row.higher_is_better else "lowers"
+    return f"{verb} {what} {values} ({_gain_interval(gain.estimate)})"
+
+
+def headline(summary: Summary) -> str:
+    """Say in one sentence what personalisation gained."""
+    if not summary.rows:
+        return "No device has been evaluated yet, so there is nothing to compare."
+    method = summary.featured
+    if method is None:
+        last = summary.methods[-1]
+        rows = [row for row in summary.rows if row.method == last]
+        levels = [
+            f"{task_name(r.task)} {metric_name(r.primary)} {decimal(r.estimate.mean, 2)}"
+            for r in rows
+        ]
+        return (
+            f"No personalised method was run, so there is no gain to report; {last} reaches "
+            f"{joined(levels)}."
+        )
+    rows = [row for row in summary.rows if row.method == method]
+    if all(row.gain is None for row in rows):
+        levels = [
+            f"{task_name(r.task)} {metric_name(r.primary)} {decimal(r.estimate.mean, 2)}"
+            for r in rows
+        ]
+        return (
+            f"{method} reaches {joined(levels)}; {REFERENCE} was not run, so there is no gain "
+            "to report."
+        )
+    private = summary.costs[method].private_bytes
+    keeps = f"with {byte_size(private)} kept private per user" if private else "with nothing stored"
+    changes = joined([_change(row) for row in rows])
+    # Said once in full, then understood.
+    changes = changes.replace("(gain ", "(95 % interval of the gain: ", 1)
+    return f"{method} {changes}, {keeps}."
+
+
+def traffic_sentence(run: Run) -> str:
+    """Say what crossed the wire."""
+    traffic = [device for round_ in run.rounds for device in round_.traffic]
+    if not traffic:
+        return "No round of statistics has been recorded yet."
+    ups, downs = [t.bytes_up for t in traffic], [t.bytes_down for t in traffic]
+
+    def span(values: list[int]) -> str:
+        low, high = byte_size(min(values)), byte_size(max(values))
+        return low if low == high else f"{low} to {high}"
+
+    per_round = " in each round" if len(run.rounds) > 1 else ""
+    return (
+        f"Each device sent {span(ups)} and received {span(downs)}{per_round}; the release is what "
+        "came down, router statistics are all that went up."
+    )
+
+
+def answered_sentence(run: Run) -> str:
+    """Say how many devices answered, and name the reasons of those that did not."""
+    lines = []
+    for round_ in run.rounds:
+        line = f"{round_.answered} of {count_of(round_.asked, 'device')} answered"
+        if len(run.rounds) > 1:
+            line = f"Round {round_.release}: {line}"
+        if round_.refused:
+            reasons = sorted({reason for _, reason in round_.refused})
+            line += f"; refused: {joined(reasons)}"
+        lines.append(line + ".")
+    return " ".join(lines)
+
+
+def next_step(run: Run, summary: Summary) -> str:
+    """Propose one thing to do, fitted to what the run showed."""
+    if not summary.rows:
+        return "finish the run with `mesofed simulate --resume` and this directory."
+    method = summary.featured
+    if method is None:
+        return (
+            'run a personalised method too, for example --set \'methods=["population", "meso"]\'.'
+        )
+    rows = [row for row in summary.rows if row.method == method]
+    if any(row.gain is None for row in rows):
+        return f"add {REFERENCE} to the methods: every gain is measured against it."
+    if not all(row.gain is not None and row.gain.estimate.excludes_zero for row in rows):
+        return (
+            "narrow the open intervals: more device users (--set corpus.device_users=N), more "
+            "queries each (--set corpus.max_queries=N), and another seed (--set seed=N)."
+        )
+    seed = run.record.get("seed")
+    other = seed + 1 if isinstance(seed, int) else 1
+    return f"see whether the result holds with another seed: --set seed={other}."

@@ -1,0 +1,306 @@
+"""Nothing leaves a device but what the protocol declares, whatever its handlers do."""
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from client.egress import egress_guard, error_log
+from shared.errors import MesofedError
+from shared.flower_internals import become_server, name_message, over_the_wire
+from shared.protocol import (
+    INSTALL_RELEASE,
+    PROTOCOL,
+    REASONS,
+    ROUTER_STATISTICS,
+    ProtocolError,
+    Refusal,
+    RouterStatistics,
+    release_to_content,
+    statistics_from_content,
+    statistics_request,
+    statistics_to_content,
+)
+
+CANARY = "CANARY-7f3a: I wrote this in my diary"
+STATISTICS = RouterStatistics(1, (0.25, 0.75), (1.0,), 0.5, 0.8113)
+Handler = Callable[[Message, Context], Any]
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(
+        run_id=1,
+        node_id=5,
+        node_config={"vault": str(tmp_path / "vault")},
+        state=RecordDict(),
+        run_config={},
+    )
+
+
+def request(message_type: str = ROUTER_STATISTICS, content: RecordDict | None = None) -> Message:
+    become_server(1)
+    message = Message(
+        statistics_request(1) if content is None else content, 5, message_type, group_id="g"
+    )
+    name_message(message, "m1")
+    return message
+
+
+def answered(handler: Handler, context: Context, message: Message | None = None) -> Message:
+    """Pass a request through a ClientApp whose only mod is the guard."""
+    app = ClientApp(mods=[egress_guard])
+    app.train("install_release")(handler)
+    app.query("router_statistics")(handler)
+    app.query("other")(handler)
+    return over_the_wire(app(message or request(), context))
+
+
+def sent_bytes(reply: Message) -> bytes:
+    """Every byte of a reply, metadata included."""
+    from flwr.common.serde import message_to_proto
+
+    return bytes(message_to_proto(reply).SerializeToString())
+
+
+def refusal_of(reply: Message) -> Refusal:
+    assert reply.has_error()
+    code = Refusal(reply.error.code)
+    assert reply.error.reason == REASONS[code]
+    return code
+
+
+def test_router_statistics_pass(context: Context) -> None:
+    reply = answered(lambda m, c: Message(statistics_to_content(STATISTICS), reply_to=m), context)
+    assert statistics_from_content(reply.content) == STATISTICS
+    assert reply.metadata.reply_to_message_id == "m1"
+    assert not error_log(context).exists()
+
+
+def test_an_acknowledgement_passes_and_carries_nothing(context: Context) -> None:
+    message = request(INSTALL_RELEASE, release_to_content({"manifest.json": b"{}"}, 1))
+    reply = answered(lambda m, c: Message(RecordDict(), reply_to=m), context, message)
+    assert reply.has_content()
+    assert not reply.content
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError(CANARY)
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        (ValueError(CANARY), Refusal.DEVICE_FAILED),
+        (KeyError(CANARY), Refusal.DEVICE_FAILED),
+        (ImportError(CANARY), Refusal.DEVICE_FAILED),
+        (MemoryError(CANARY), Refusal.DEVICE_FAILED),
+        (SystemExit(CANARY), Refusal.DEVICE_FAILED),
+        (KeyboardInterrupt(CANARY), Refusal.DEVICE_FAILED),
+        (Unprintable(), Refusal.DEVICE_FAILED),
+        (MesofedError(CANARY), Refusal.REQUEST_REFUSED),
+        (ProtocolError(CANARY, Refusal.OTHER_RELEASE), Refusal.OTHER_RELEASE),
+    ],
+)
+def test_an_exception_leaves_as_a_fixed_text_and_is_logged_on_the_device(
+    error: BaseException, refusal: Refusal, context: Context
+) -> None:
+    def handler(message: Message, context: Context) -> Message:
+        raise error
+
+    reply = answered(handler, context)
+    assert refusal_of(reply) is refusal
+    assert b"CANARY" not in sent_bytes(reply)
+    log = error_log(context)
+    assert type(error).__name__ in log.read_text(encoding="utf-8")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    if not isinstance(error, Unprintable):
+        assert CANARY in log.read_text(encoding="utf-8")
+
+
+def test_without_the_guard_the_same_exception_would_be_told(context: Context) -> None:
+    """The contrast: so the search above does find what leaks."""
+    from shared.flower_internals import error_of_exception
+
+    def handler(message: Message, context: Context) -> Message:
+        raise ValueError(CANARY)
+
+    app = ClientApp()
+    app.query("router_statistics")(handler)
+    message = request()
+    with pytest.raises(ValueError, match="CANARY") as caught:
+        app(message, context)
+    assert b"CANARY" in sent_bytes(Message(error_of_exception(caught.value), reply_to=message))
+
+
+def with_metadata(message: Message) -> Message:
+    reply = Message(statistics_to_content(STATISTICS), reply_to=message)
+    reply.metadata.group_id = CANARY
+    reply.metadata.__dict__["_reply_to_message_id"] = CANARY
+    reply.metadata.ttl = 31337.25
+    return reply
+
+
+def test_metadata_that_a_handler_wrote_does_not_leave(context: Context) -> None:
+    reply = answered(lambda m, c: with_metadata(m), context)
+    assert statistics_from_content(reply.content) == STATISTICS
+    assert reply.metadata.reply_to_message_id == "m1"
+    assert reply.metadata.group_id == "g"
+    assert reply.metadata.ttl != 31337.25
+    assert b"CANARY" not in sent_bytes(reply)
+
+
+@pytest.mark.parametrize("value", [None, CANARY, {"a": CANARY}, 7])
+def test_a_reply_that_is_no_message_is_blocked(value: object, context: Context) -> None:
+    assert refusal_of(answered(lambda m, c: value, context)) is Refusal.REPLY_BLOCKED
+
+
+def test_an_error_reply_of_a_handler_is_blocked(context: Context) -> None:
+    reply = answered(lambda m, c: Message(Error(3, CANARY), reply_to=m), context)
+    assert refusal_of(reply) is Refusal.REPLY_BLOCKED
+    assert b"CANARY" not in sent_bytes(reply)
+
+
+def test_statistics_of_another_release_are_blocked(context: Context) -> None:
+    reply = answered(
+        lambda m, c: Message(statistics_to_content(STATISTICS), reply_to=m),
+        context,
+        request(content=statistics_request(2)),
+    )
+    assert refusal_of(reply) is Refusal.OTHER_RELEASE
+
+
+def test_a_request_that_the_protocol_does_not_know_is_refused(context: Context) -> None:
+    """Fail closed: even a registered handler whose answer would be harmless."""
+    reply = answered(
+        lambda m, c: Message(RecordDict(), reply_to=m), context, request("query.other")
+    )
+    assert refusal_of(reply) is Refusal.UNKNOWN_REQUEST
+
+
+def test_another_protocol_version_never_reaches_the_handler(context: Context) -> None:
+    def handler(message: Message, context: Context) -> Message:
+        raise AssertionError("reached")
+
+    content = RecordDict({"round": ConfigRecord({"protocol": PROTOCOL + 1, "release": 1})})
+    reply = answered(handler, context, request(content=content))
+    assert refusal_of(reply) is Refusal.OTHER_PROTOCOL
+    assert "reached" not in error_log(context).read_text(encoding="utf-8")
+
+
+def test_a_log_that_cannot_be_written_still_lets_nothing_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    for node_config in ({"vault": str(tmp_path / "file" / "vault")}, {}, {"vault": 3}):
+        nowhere = Context(
+            run_id=1, node_id=5, node_config=node_config, state=RecordDict(), run_config={}
+        )
+        reply = answered(lambda m, c: 1 / 0, nowhere)
+        assert refusal_of(reply) is Refusal.DEVICE_FAILED
+
+
+lora = np.arange(64, dtype=np.float32)
+secrets = st.one_of(
+    st.just(ConfigRecord({"note": CANARY})),
+    st.just(ConfigRecord({"raw": CANARY.encode()})),
+    st.just(ArrayRecord({"q_proj.a": Array(lora)})),
+    st.just(ArrayRecord({CANARY: Array(np.zeros(1, np.uint8))})),
+    st.just(MetricRecord({CANARY: 1.0})),
+    st.just(MetricRecord({"private": [float(x) for x in lora]})),
+)
+genuine = statistics_to_content(STATISTICS)["router-statistics"]
+
+
+def tampered(change: dict[str, Any]) -> MetricRecord:
+    return MetricRecord({**genuine, **change})
+
+
+bad_values = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.integers(-(2**62), 2**62),
+    st.lists(st.floats(), max_size=5),
+)
+bad_statistics = st.one_of(
+    st.builds(tampered, st.dictionaries(st.sampled_from(sorted(genuine)), bad_values, min_size=1)),
+    st.builds(tampered, st.dictionaries(st.text(max_size=8), bad_values, min_size=1)),
+    st.just(tampered({"expert-weights": [1.0 / 5000] * 5000})),
+)
+replies = st.one_of(
+    st.dictionaries(st.sampled_from(["router-statistics", "user_lora", CANARY]), secrets).map(
+        RecordDict
+    ),
+    secrets.map(lambda s: RecordDict({"router-statistics": genuine, "more": s})),
+    bad_statistics.map(lambda s: RecordDict({"router-statistics": s})),
+    bad_statistics.map(lambda s: RecordDict({"renamed": s})),
+)
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(replies, st.sampled_from([INSTALL_RELEASE, ROUTER_STATISTICS, "query.other"]))
+def test_whatever_a_handler_answers_only_declared_values_leave(
+    context: Context, content: RecordDict, message_type: str
+) -> None:
+    files = release_to_content({"manifest.json": b"{}"}, 1)
+    message = request(
+        message_type, files if message_type == INSTALL_RELEASE else statistics_request(1)
+    )
+    reply = answered(lambda m, c: Message(content, reply_to=m), context, message)
+    sent = sent_bytes(reply)
+    assert b"CANARY" not in sent
+    assert lora[32:].tobytes() not in sent
+    if reply.has_error():
+        refusal_of(reply)
+        return
+    if message_type == INSTALL_RELEASE:
+        assert not reply.content
+        assert not content
+        return
+    # By chance a tampered record may be valid; then it is what the protocol declares.
+    assert message_type == ROUTER_STATISTICS
+    statistics = statistics_from_content(reply.content)
+    assert statistics.release == 1
+    for weights in (statistics.expert_weights, statistics.anchor_weights):
+        assert all(weight == round(weight, 4) for weight in weights)
+
+
+def test_app_guards_both_requests_and_knows_no_other(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real app with a device that fails while it opens."""
+    import sys
+    import types
+
+    from client.app import app
+
+    broken = types.ModuleType("client.device")
+
+    def open_device(context: Context) -> None:
+        raise RuntimeError(CANARY)
+
+    broken.open_device = open_device  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "client.device", broken)
+    for message in (
+        request(),
+        request(INSTALL_RELEASE, release_to_content({"manifest.json": b"{}"}, 1)),
+    ):
+        assert refusal_of(over_the_wire(app(message, context))) is Refusal.DEVICE_FAILED
+    monkeypatch.setitem(sys.modules, "client.device", None)
+    assert refusal_of(over_the_wire(app(request(), context))) is Refusal.DEVICE_FAILED
+    with pytest.raises(ValueError, match="No query function"):
+        app(request("query.history"), context)

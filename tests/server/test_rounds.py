@@ -1,0 +1,295 @@
+"""A round ends at its deadline, with what valid answers there are."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from server import rounds
+from server.app import describe_round
+from server.rounds import (
+    FOREIGN,
+    NO_ANSWER,
+    NOT_DELIVERED,
+    TWICE,
+    broadcast_release,
+    gather_statistics,
+    quorum_of,
+    wait_for_devices,
+)
+from shared.config import RoundsConfig
+from shared.errors import MesofedError
+from shared.flower_internals import Run, become_server, content_to_bytes, empty_run, name_message
+from shared.protocol import (
+    REASONS,
+    Refusal,
+    RouterStatistics,
+    release_from_content,
+    statistics_to_content,
+)
+
+FILES = {"manifest.json": b"{}", "population.safetensors": b"\x01" * 1000}
+Answers = Callable[[Message], list[Message]]
+
+
+class ScriptedGrid(Grid):
+    """An engine whose every node does what a test says, at once."""
+
+    def __init__(self, script: dict[int, Answers]) -> None:
+        become_server(1)
+        self.script = script
+        self.inbox: list[Message] = []
+        self.pushed: list[Message] = []
+        self.numbers = itertools.count()
+
+    def set_run(self, run: Run) -> None: ...
+
+    @property
+    def run(self) -> Run:
+        return empty_run(1)
+
+    def create_message(self, *args: Any, **options: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.script)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            if message.metadata.dst_node_id not in self.script:
+                continue
+            name_message(message, f"m{next(self.numbers)}")
+            ids.append(message.metadata.message_id)
+            self.pushed.append(message)
+            self.inbox += self.script[message.metadata.dst_node_id](message)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        wanted = set(message_ids)
+        found = [m for m in self.inbox if m.metadata.reply_to_message_id in wanted]
+        self.inbox = [m for m in self.inbox if m not in found]
+        return found
+
+    def send_and_receive(self, *args: Any, **options: Any) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+def statistics(first: float = 0.25, release: int = 1) -> RouterStatistics:
+    return RouterStatistics(release, (first, 1 - first), (1.0, 0.0), 0.5, 0.8)
+
+
+def says(content: RecordDict) -> Answers:
+    return lambda message: [Message(content, reply_to=message)]
+
+
+def fails(code: int, reason: str) -> Answers:
+    return lambda message: [Message(Error(code, reason), reply_to=message)]
+
+
+def silent(message: Message) -> list[Message]:
+    return []
+
+
+def as_the_superlink(message: Message) -> list[Message]:
+    """Flower's own error for a lost node: its source is the SuperLink, not the node."""
+    reply = Message(Error(5, "Node unavailable"), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 1
+    return [reply]
+
+
+def in_the_name_of_another(message: Message) -> list[Message]:
+    reply = Message(statistics_to_content(statistics(0.99)), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 99
+    return [reply]
+
+
+good = says(statistics_to_content(statistics()))
+
+
+def gather(
+    script: dict[int, Answers], needed: int = 1, deadline: float = 0.3, **options: Any
+) -> rounds.Exchange[RouterStatistics]:
+    grid = ScriptedGrid(script)
+    return gather_statistics(
+        grid,
+        1,
+        experts=2,
+        anchors=2,
+        nodes=options.pop("nodes", tuple(script)),
+        needed=needed,
+        deadline_seconds=deadline,
+        **options,
+    )
+
+
+def test_everyone_answers_and_the_round_does_not_wait_for_its_deadline() -> None:
+    started = time.monotonic()
+    exchange = gather({30: good, 10: good, 20: good}, needed=3, deadline=60.0)
+    assert time.monotonic() - started < 5
+    assert exchange.asked == (10, 20, 30)
+    assert list(exchange.answers) == [10, 20, 30]
+    assert exchange.answers[20] == statistics()
+    assert exchange.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        (silent, NO_ANSWER),
+        (fails(int(Refusal.DEVICE_FAILED), "secret"), REASONS[Refusal.DEVICE_FAILED]),
+        (fails(2, "<class 'ValueError'>:<'secret'>"), "Flower reported error 2"),
+        (fails(99, "secret"), "Flower reported error 99"),
+        (as_the_superlink, "Flower reported error 5"),
+        (says(RecordDict()), "the answer is not exactly one record of router statistics"),
+        (
+            says(RecordDict({"router-statistics": ConfigRecord({"a": "secret"})})),
+            "router statistics are not a metric record",
+        ),
+        (
+            says(RecordDict({"user_lora": ArrayRecord({"a": Array("f", (1,), "x", b"secret")})})),
+            "the answer is not exactly one record of router statistics",
+        ),
+        (
+            says(RecordDict({"router-statistics": MetricRecord({"release": 1})})),
+            "router statistics do not have the declared fields",
+        ),
+        (says(statistics_to_content(statistics(release=2))), REASONS[Refusal.OTHER_RELEASE]),
+        (
+            says(statistics_to_content(RouterStatistics(1, (0.2, 0.3, 0.5), (1.0, 0.0), 0.5, 0.8))),
+            "router statistics have another number of experts than the release",
+        ),
+    ],
+)
+def test_a_bad_device_costs_only_itself(answers: Answers, reason: str) -> None:
+    exchange = gather({1: good, 2: answers, 3: good}, needed=2)
+    assert list(exchange.answers) == [1, 3]
+    assert [(entry.node, entry.reason) for entry in exchange.refused] == [(2, reason)]
+    assert "secret" not in str(exchange.refused)
+
+
+def test_a_device_that_answers_twice_counts_once() -> None:
+    def twice(message: Message) -> list[Message]:
+        first = Message(statistics_to_content(statistics(0.25)), reply_to=message)
+        second = Message(statistics_to_content(statistics(0.75)), reply_to=message)
+        return [first, second]
+
+    exchange = gather({1: good, 2: twice})
+    assert exchange.answers[2] == statistics(0.25)
+    assert [(entry.node, entry.reason) for entry in exchange.refused] == [(2, TWICE)]
+
+
+def test_a_device_cannot_answer_for_another() -> None:
+    def both(message: Message) -> list[Message]:
+        return in_the_name_of_another(message) + good(message)
+
+    exchange = gather({1: good, 2: both, 3: in_the_name_of_another})
+    assert exchange.answers == {1: statistics(), 2: statistics()}
+    assert [(e.node, e.reason) for e in exchange.refused] == [
+        (2, FOREIGN),
+        (3, FOREIGN),
+        (3, NO_ANSWER),
+    ]
+
+
+def test_a_device_that_is_gone_is_not_waited_for() -> None:
+    started = time.monotonic()
+    exchange = gather({1: good}, nodes=(1, 2), deadline=60.0)
+    assert time.monotonic() - started < 5
+    assert [(e.node, e.reason) for e in exchange.refused] == [(2, NOT_DELIVERED)]
+    assert exchange.bytes_down[2] == 0
+
+
+def test_a_missed_quorum_says_what_happened_in_numbers() -> None:
+    started = time.monotonic()
+    with pytest.raises(MesofedError) as caught:
+        gather({1: good, 2: silent, 3: silent, 4: fails(2, "x")}, needed=3, deadline=0.3)
+    assert 0.3 <= time.monotonic() - started < 5
+    text = str(caught.value)
+    assert "at least 3 of 4 devices" in text
+    assert "1 did" in text
+    assert f"2 x {NO_ANSWER}" in text
+    assert "1 x Flower reported error 2" in text
+
+
+def test_a_release_reaches_every_device_and_its_bytes_are_counted() -> None:
+    script = {node: says(RecordDict()) for node in (1, 2)}
+    script[3] = says(statistics_to_content(statistics()))
+    grid = ScriptedGrid(script)
+    seen: list[int] = []
+    exchange = broadcast_release(
+        grid, FILES, 4, nodes=(1, 2, 3), needed=2, deadline_seconds=5, on_reply=seen.append
+    )
+    assert [release_from_content(m.content) for m in grid.pushed] == [(4, FILES)] * 3
+    down = len(content_to_bytes(grid.pushed[0].content))
+    assert down > 1000
+    assert exchange.bytes_down == {1: down, 2: down, 3: down}
+    up = len(content_to_bytes(statistics_to_content(statistics())))
+    assert exchange.bytes_up == {1: 0, 2: 0, 3: up}
+    assert list(exchange.answers) == [1, 2]
+    assert [e.reason for e in exchange.refused] == ["the acknowledgement is not empty"]
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("quorum", "devices", "needed"),
+    [(0.5, 4, 2), (0.5, 5, 3), (0.6, 5, 3), (0.01, 3, 1), (1.0, 7, 7), (0.7, 10, 7)],
+)
+def test_the_quorum_is_rounded_up(quorum: float, devices: int, needed: int) -> None:
+    assert quorum_of(RoundsConfig(quorum=quorum), devices) == needed
+
+
+class LateGrid(ScriptedGrid):
+    """Nodes that register one by one."""
+
+    def __init__(self, moments: list[float]) -> None:
+        super().__init__({})
+        self.start = time.monotonic()
+        self.moments = moments
+
+    def get_node_ids(self) -> Iterable[int]:
+        passed = time.monotonic() - self.start
+        return [9 - i for i, moment in enumerate(self.moments) if passed >= moment]
+
+
+def test_devices_that_register_late_are_waited_for() -> None:
+    assert wait_for_devices(LateGrid([0.1, 0.2, 0.3]), 3, 10.0) == (7, 8, 9)
+
+
+def test_fewer_devices_than_expected_are_taken_when_no_more_come() -> None:
+    started = time.monotonic()
+    assert wait_for_devices(LateGrid([0.0, 0.1]), 5, 60.0, settle_seconds=0.3) == (8, 9)
+    assert time.monotonic() - started < 10
+
+
+def test_no_device_by_the_deadline_is_an_error() -> None:
+    with pytest.raises(MesofedError, match=r"Expected 3 devices; none registered within 0\.2 s"):
+        wait_for_devices(LateGrid([]), 3, 0.2)
+
+
+def test_a_round_is_described_in_the_order_of_nodes_with_exact_means() -> None:
+    firsts = {3: 0.1, 1: 0.2, 2: 0.4}
+    script = {n: says(statistics_to_content(statistics(first))) for n, first in firsts.items()}
+    script[4] = silent
+    installed = broadcast_release(
+        ScriptedGrid({**{node: says(RecordDict()) for node in firsts}, 4: silent}),
+        FILES,
+        1,
+        nodes=(4, 3, 2, 1),
+        needed=1,
+        deadline_seconds=0.1,
+    )
+    described = describe_round(installed, gather(script, nodes=tuple(installed.answers)))
+    assert described["asked"] == 4
+    assert described["answered"] == 3
+    assert described["refused"] == [{"node": 4, "reason": NO_ANSWER}]
+    assert [device["node"] for device in described["devices"]] == [1, 2, 3]
+    assert [d["statistics"]["expert_weights"][0] for d in described["devices"]] == [0.2, 0.4, 0.1]
+    assert described["mean"]["expert_weights"][0] == math.fsum([0.1, 0.2, 0.4]) / 3
+    assert described["mean"]["anchor_weights"] == [1.0, 0.0]
+    assert all(d["bytes_down"] > 1000 for d in described["devices"])

@@ -1,0 +1,118 @@
+"""Fails loudly when an upgrade of Flower moves one of the private hooks that Mesofed uses."""
+
+import importlib.metadata
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from shared import flower_internals
+from shared.flower_environment import SWITCHES
+
+
+@pytest.fixture
+def request_message() -> Message:
+    flower_internals.become_server(run_id=7)
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({"bytes": Array(np.arange(5, dtype=np.uint8))}),
+            "metrics": MetricRecord({"share": [0.25, 0.75], "count": 3}),
+            "config": ConfigRecord({"text": "é", "flag": True, "raw": b"\x00\xff"}),
+        }
+    )
+    return Message(content, 42, "query.probe", ttl=60.0, group_id="g")
+
+
+def test_flower_is_of_the_family_the_hooks_were_checked_against() -> None:
+    installed = importlib.metadata.version("flwr")
+    assert installed.startswith(f"{flower_internals.FLOWER_FAMILY}."), (
+        f"flwr {installed} is new: check every hook in shared/flower_internals.py against it, "
+        "then move FLOWER_FAMILY and the pin in pyproject.toml."
+    )
+
+
+def test_a_process_without_identity_cannot_create_messages_and_with_it_can() -> None:
+    code = (
+        "from flwr.app import Message, RecordDict\n"
+        "from shared.flower_internals import become_server\n"
+        "try:\n    Message(RecordDict(), 1, 'query.x')\n"
+        "except RuntimeError:\n    become_server(9)\n"
+        "m = Message(RecordDict(), 5, 'query.x').metadata\n"
+        "print(m.run_id, m.src_node_id, m.dst_node_id)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["9", "1", "5"]
+
+
+def test_a_named_message_is_answered_under_its_name(request_message: Message) -> None:
+    flower_internals.name_message(request_message, "m1")
+    assert request_message.metadata.message_id == "m1"
+    reply = Message(RecordDict(), reply_to=request_message)
+    assert reply.metadata.reply_to_message_id == "m1"
+    assert reply.metadata.src_node_id == 42
+
+
+def test_content_survives_the_wire(request_message: Message) -> None:
+    data = flower_internals.content_to_bytes(request_message.content)
+    arrived = flower_internals.content_from_bytes(data)
+    assert arrived["arrays"]["bytes"].numpy().tolist() == [0, 1, 2, 3, 4]
+    assert dict(arrived["metrics"]) == {"share": [0.25, 0.75], "count": 3}
+    assert dict(arrived["config"]) == {"text": "é", "flag": True, "raw": b"\x00\xff"}
+    assert flower_internals.content_bytes(request_message) == len(data)
+
+
+def test_messages_and_errors_survive_the_wire(request_message: Message) -> None:
+    flower_internals.name_message(request_message, "m2")
+    delivered = flower_internals.deliver(request_message, RecordDict())
+    assert delivered.metadata.message_id == "m2"
+    assert delivered.metadata.dst_node_id == 42
+    assert delivered.metadata is not request_message.metadata
+    assert not delivered.content
+    reply = flower_internals.over_the_wire(Message(Error(101, "why"), reply_to=delivered))
+    assert (reply.error.code, reply.error.reason) == (101, "why")
+    assert reply.metadata.reply_to_message_id == "m2"
+    # A tag and 101 in zigzag, which is 202 and so takes two bytes; a tag, a length and "why".
+    assert flower_internals.content_bytes(reply) == 3 + 5
+
+
+def test_flower_tells_the_server_the_text_of_an_exception() -> None:
+    error = flower_internals.error_of_exception(ValueError("secret"))
+    assert error.code == 2
+    assert "secret" in str(error.reason)
+
+
+def test_an_empty_run_has_its_number() -> None:
+    assert flower_internals.empty_run(11).run_id == 11
+
+
+def test_quiet_flower_silences_the_console_and_gives_it_back(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("flwr")
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+    with flower_internals.quiet_flower():
+        logger.error("hidden")
+    logger.info("shown")
+    output = capsys.readouterr().err
+    assert "hidden" not in output
+    assert "shown" in output
+
+
+def test_engines_switch_telemetry_off_before_flower_reads_it() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in SWITCHES}
+    for engine in ("local_grid", "ray_engine"):
+        code = (
+            f"import simulations.{engine}, os\n"
+            "from flwr.supercore import telemetry\n"
+            "print(telemetry.FLWR_TELEMETRY_ENABLED, os.environ['RAY_USAGE_STATS_ENABLED'])\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+        )
+        assert done.stdout.split() == ["0", "0"], done.stderr

@@ -1,0 +1,81 @@
+"""Metrics against numbers worked out by hand."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.metrics import PRIMARY, parse_score, score
+from shared.tasks import TASKS
+
+
+def test_classification_by_hand() -> None:
+    # a: precision 1/2, recall 1/2, F1 1/2; b: precision 1, recall 1/2, F1 2/3; c never: 0.
+    golds = ["a", "a", "b", "b"]
+    answers = ["a", "nonsense", " B\n", "a"]
+    metrics = score("classification", answers, golds, ("a", "b", "c"))
+    assert metrics["accuracy"] == pytest.approx(2 / 4)
+    assert metrics["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
+
+
+def test_rating_by_hand_with_answers_that_are_no_scores() -> None:
+    # Errors: 1; "great" for gold 2 counts as 5, so 3; "nan" for gold 4 counts as 1, so -3.
+    metrics = score("rating", ["4", "great", "nan"], ["3", "2", "4"])
+    assert metrics["mae"] == pytest.approx((1 + 3 + 3) / 3)
+    assert metrics["rmse"] == pytest.approx(math.sqrt((1 + 9 + 9) / 3))
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("4.5", "1", 4.5),
+        (" 2\n", "5", 2.0),
+        ("", "1", 5.0),
+        ("", "3", 5.0),
+        ("", "5", 1.0),
+        ("7", "5", 1.0),
+        ("inf", "2", 5.0),
+        ("3 stars", "4", 1.0),
+    ],
+)
+def test_scores_are_read_as_lamp_reads_them(answer: str, gold: str, expected: float) -> None:
+    assert parse_score(answer, gold) == expected
+
+
+def test_rouge_by_hand() -> None:
+    # 3 of 4 answer words and 3 of 5 gold words; longest common run in order is "the dogs" + "run".
+    metrics = score("generation", ["the dog runs home"], ["run the dogs ran run"])
+    assert metrics["rouge_1"] == pytest.approx(2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
+    assert metrics["rouge_l"] == pytest.approx(2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
+    swapped = score("generation", ["home the dog"], ["dog the home"])
+    assert swapped["rouge_1"] == pytest.approx(1.0)
+    assert swapped["rouge_l"] == pytest.approx(1 / 3)
+
+
+def test_rouge_of_nothing_is_zero() -> None:
+    assert score("generation", ["", "same"], ["words", "same"]) == {"rouge_1": 0.5, "rouge_l": 0.5}
+
+
+@given(st.data())
+def test_right_answers_are_the_best_and_bounds_hold(data: st.DataObject) -> None:
+    task = data.draw(st.sampled_from([t for t in TASKS.values() if t.labels is not None]))
+    assert task.labels is not None
+    golds = data.draw(st.lists(st.sampled_from(task.labels), min_size=1, max_size=8))
+    answers = [data.draw(st.sampled_from(task.labels) | st.text(max_size=5)) for _ in golds]
+    name, higher_is_better = PRIMARY[task.kind]
+    best = score(task.kind, golds, golds, task.labels)[name]
+    some = score(task.kind, answers, golds, task.labels)[name]
+    assert best == (1.0 if higher_is_better else 0.0)
+    assert (some <= best) if higher_is_better else (best <= some <= 4)
+
+
+@pytest.mark.parametrize("answers", [[], ["1", "2"]])
+def test_nothing_to_judge_is_refused(answers: list[str]) -> None:
+    with pytest.raises(ValueError, match="as many predictions as golds"):
+        score("rating", answers, answers[:1])
+
+
+def test_classification_needs_labels() -> None:
+    with pytest.raises(ValueError, match="labels"):
+        score("classification", ["a"], ["a"])

@@ -1,0 +1,90 @@
+"""Sentences claim what the intervals carry, and no more."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from simulations.report.read import read_run
+from simulations.report.summary import summarise
+from simulations.report.wording import (
+    byte_size,
+    decimal,
+    duration,
+    headline,
+    next_step,
+    signed,
+    traffic_sentence,
+)
+
+Writer = Callable[..., Path]
+
+
+def test_a_clear_gain_is_told_with_its_interval(fake_run: Writer) -> None:
+    summary = summarise(fake_run(skill={"population": 0.1, "meso": 1.0}))
+    row = summary.row("meso", "tagging")
+    assert row is not None
+    assert row.gain is not None
+    text = headline(summary)
+    low, high = row.gain.estimate.low, row.gain.estimate.high
+    assert low is not None
+    assert high is not None
+    assert text.startswith(
+        f"meso raises tagging accuracy from {row.gain.reference:.2f} to {row.estimate.mean:.2f} "
+        f"(95 % interval of the gain: +{low:.2f} to +{high:.2f}), lowers rating MAE from "
+    )
+    assert text.endswith("with 115 kB kept private per user.")
+
+
+def test_an_interval_with_zero_is_no_claim(fake_run: Writer) -> None:
+    summary = summarise(fake_run(skill={"population": 0.5, "meso": 0.5}))
+    for row in summary.rows:
+        if row.method == "meso":
+            assert row.gain is not None
+            assert not row.gain.estimate.excludes_zero
+    text = headline(summary)
+    assert text.count("no clear difference") == 3
+    assert not any(verb in text for verb in ("raises", "lowers", "worsens"))
+
+
+def test_a_loss_is_told_too(fake_run: Writer) -> None:
+    text = headline(summarise(fake_run(skill={"population": 1.0, "meso": 0.0})))
+    assert "worsens tagging accuracy" in text
+    assert "worsens rating MAE" in text
+
+
+def test_few_users_carry_no_claim(fake_run: Writer) -> None:
+    text = headline(summarise(fake_run(devices=3, skill={"population": 0.0, "meso": 1.0})))
+    assert "raises" not in text
+    assert "3 users, too few to tell" in text
+
+
+@pytest.mark.parametrize(
+    ("methods", "says"),
+    [
+        (("base", "population"), "No personalised method was run"),
+        (("base", "meso"), "population was not run"),
+    ],
+)
+def test_missing_methods_are_said(fake_run: Writer, methods: tuple[str, ...], says: str) -> None:
+    folder = fake_run(methods=methods)
+    assert says in headline(summarise(folder))
+    assert "method" in next_step(read_run(folder), summarise(folder))
+
+
+def test_traffic_in_words(fake_run: Writer) -> None:
+    words = traffic_sentence(read_run(fake_run()))
+    assert words.startswith("Each device sent 132 bytes and received 2.4 MB;")
+
+
+def test_numbers_in_words() -> None:
+    sizes = [byte_size(n) for n in (0, 1, 132, 999, 1000, 9_949, 15_360, 999_999, 2_431_744)]
+    assert sizes == [
+        *("0 bytes", "1 byte", "132 bytes", "999 bytes", "1.0 kB", "9.9 kB", "15 kB"),
+        *("1.0 MB", "2.4 MB"),
+    ]
+    assert [duration(s) for s in (0.84, 41.6, 200, 7500)] == [
+        *("0.8 s", "42 s", "3 min 20 s", "2 h 05 min"),
+    ]
+    assert [signed(v) for v in (0.126, -0.126, 0.001, -0.001)] == ["+0.13", "−0.13", "0.00", "0.00"]
+    assert decimal(-0.0001) == "0.000"
