@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from shared.base_model import BaseModel
 from shared.lora.layer import Parts
@@ -44,7 +45,7 @@ def choose_labels(
         ]
         batch = collate([samples], base.pad_token, base.device)
         with base.stack.using(parts):
-            hidden = base.hidden_states(batch.ids)[batch.row, batch.position]
+            hidden = base.hidden_states(batch.ids, batch.lengths)[batch.row, batch.position]
         logits = base.logits(hidden)  # (open rows, vocabulary)
         for i, scores in zip(open_rows, logits, strict=True):
             allowed = sorted({spelled[label][depth] for label in possible[i]})
@@ -68,7 +69,7 @@ def generate(
         ids[row, length - len(context) :] = torch.tensor(context)
         mask[row, length - len(context) :] = 1
     with base.stack.using(parts):
-        out = base.model.generate(
+        out: Tensor = base.model.generate(  # type: ignore[operator]
             input_ids=ids.to(base.device),
             attention_mask=mask.to(base.device),
             do_sample=False,

@@ -39,9 +39,9 @@ def init(
     if home.exists:
         raise MesofedError(f"{vault} is a vault already. Name another folder; it was not changed.")
     read = history_from_folder(folder)
-    home.move_in(User(vault.name, read.history, ()))
+    home.move_in(User(vault.name, read.items, ()))
     console = Console()
-    console.print(f"{len(read.history)} paragraphs are in {vault}.", highlight=False)
+    console.print(f"{len(read.items)} paragraphs are in {vault}.", highlight=False)
     for skip in read.skipped:
         console.print(f"  left out {skip.where}: {skip.reason}", markup=False, highlight=False)
     console.print(f"Next: a SuperNode with --node-config 'vault=\"{vault.resolve()}\"'")

@@ -1,5 +1,6 @@
 """The device: one person's base model, vault and current release, and what they do together."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -23,7 +24,7 @@ from shared.errors import MesofedError
 from shared.lora.lora import Lora
 from shared.methods import METHODS
 from shared.metrics import score
-from shared.protocol import RouterStatistics
+from shared.protocol import RouterStatistics, as_sent
 from shared.release import Release, unpack_release
 from shared.routing import normalised_entropy
 from shared.run_settings import partition, resolve_run, vault_folder
@@ -33,6 +34,8 @@ from shared.tasks import TASKS
 
 # Longest free-text answer: headlines and tweets end well before.
 ANSWER_TOKENS = 40
+
+_reading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ class Device:
             best_similarity=max(routing.retrieval.similarities),
             entropy=normalised_entropy(routing.experts).item(),
         )
-        self.vault.save_statistics(release.version, asdict(statistics))
-        return statistics
+        sent = as_sent(statistics)
+        self.vault.save_statistics(release.version, asdict(sent))
+        return sent
 
     def personalised(self, method: str, release: Release | None = None) -> Personalised:
         """Return the stack of a method, as trained for the installed release.
@@ -234,15 +238,23 @@ def open_device(context: Context) -> Device:
     config = resolve_run(context).config
     vault = Vault(vault_folder(context))
     if not vault.exists and not context.node_config.get("vault"):
-        people, index = _device_users(config.corpus, config.seed), partition(context)
+        people, index = _people(config.corpus, config.seed), partition(context)
         if index >= len(people):
             raise MesofedError(
                 f"Expected a partition below {len(people)}, the number of device users; got "
                 f"{index}. Start fewer nodes, or raise corpus.device_users."
             )
         vault.move_in(people[index])
+    if config.threads:
+        torch.set_num_threads(config.threads)
     base = load_base(config.base, config.adapt)
     return Device(base, vault, config.methods, config.private, config.seed)
+
+
+def _people(config: CorpusConfig, seed: int) -> tuple[User, ...]:
+    # Many devices of a simulation are opened at once; one of them reads the corpus.
+    with _reading:
+        return _device_users(config, seed)
 
 
 @lru_cache(maxsize=1)

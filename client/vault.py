@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save
-from shared.corpus.user_file import read_users, write_users
 from torch import Tensor
 
 from shared.atomic_file import write_bytes, write_json
 from shared.corpus.user import User
+from shared.corpus.user_file import read_users, write_users
 from shared.errors import MesofedError
 from shared.release import MANIFEST, read_release_files
 

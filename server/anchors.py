@@ -45,8 +45,8 @@ def select_anchors(
         If no user has enough history.
     """
     points = places.numpy()
-    means = KMeans(min(count, len(points)), n_init=10, random_state=seed % 2**32)
-    labels = means.fit_predict(points, sample_weight=user_weights)
+    means = _clusters(places, count, seed, user_weights)
+    labels = means.labels_
     distances = np.linalg.norm(points - means.cluster_centers_[labels], axis=1)
     distances[np.asarray(history_lengths) < min_history] = np.inf
     anchors = []
@@ -64,7 +64,16 @@ def select_anchors(
 
 
 def cluster_centres(places: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return unit centres (count, k) and the cluster of each user (users,)."""
-    means = KMeans(count, n_init=10, random_state=seed % 2**32).fit(places.numpy())
+    """Return at most ``count`` unit centres, (c, k), and the cluster of each user (users,)."""
+    means = _clusters(places, count, seed)
     centres = torch.from_numpy(means.cluster_centers_).float()
     return torch.nn.functional.normalize(centres, dim=1), torch.from_numpy(means.labels_).long()
+
+
+def _clusters(
+    places: Tensor, count: int, seed: int, user_weights: Sequence[float] | None = None
+) -> KMeans:
+    # With fewer places than clusters some clusters would be empty: nobody to train or to choose.
+    distinct = len(torch.unique(places, dim=0))
+    means = KMeans(min(count, distinct), n_init=10, random_state=seed % 2**32)
+    return means.fit(places.numpy(), sample_weight=user_weights)

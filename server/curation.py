@@ -18,7 +18,7 @@ BOUND = 3.0
 
 
 def user_weights(gates: Tensor, live: Tensor) -> Tensor:
-    """Return how much each server user counts, (users,), with mean 1.
+    """Return how much each server user counts, (users,): within the bound, with mean 1.
 
     Parameters
     ----------
@@ -28,8 +28,14 @@ def user_weights(gates: Tensor, live: Tensor) -> Tensor:
         Mean expert weights of the devices.
     """
     ratio = live / gates.mean(0).clamp(min=1e-6)  # (experts,)
-    weights = (gates @ ratio).clamp(1 / BOUND, BOUND)
-    return weights / weights.mean()
+    wanted = (gates @ ratio).clamp(min=1e-6)  # (users,)
+    # What the bound takes from some goes to the others: find the scale at which the mean is 1.
+    low, high = 1 / (BOUND * float(wanted.max())), BOUND / float(wanted.min())
+    for _ in range(60):
+        scale = (low * high) ** 0.5
+        too_much = float((scale * wanted).clamp(1 / BOUND, BOUND).mean()) > 1
+        low, high = (low, scale) if too_much else (scale, high)
+    return (low * wanted).clamp(1 / BOUND, BOUND)
 
 
 def resample(

@@ -120,8 +120,9 @@ def train_experts(
     start : (experts, router), optional
         Those of the release before, to go on from in place of clusters.
     """
+    curves: dict[str, list[tuple[int, float]]] = {}
     if start is not None:
-        slab, router, curves, tokens = Slab.of(base.maps, start[0]), start[1], {}, 0
+        slab, router, tokens = Slab.of(base.maps, start[0]), start[1], 0
     else:
         slab, router, curves, tokens = _start_on_clusters(
             base, population, places, samples, config, seed
@@ -140,8 +141,8 @@ def _start_on_clusters(
     seed: int,
 ) -> tuple[Slab, Router, dict[str, list[tuple[int, float]]], int]:
     """Cluster the users; give each expert one pass over its cluster, as one cohort."""
-    count = min(config.count, len(places))
-    centres, cluster = cluster_centres(places, count, derive_seed(seed, "clusters"))
+    centres, cluster = cluster_centres(places, config.count, derive_seed(seed, "clusters"))
+    count = len(centres)
     trainees = [
         Trainee(
             f"expert {expert}",
@@ -172,9 +173,8 @@ def _train_jointly(
 ) -> TrainedExperts:
     """Train experts and router together on mixed batches of users."""
     plan = _mixed_batches(samples, config, derive_seed(seed, "joint"))
-    rows = slab.rows.to(base.device, copy=True).requires_grad_()
-    rows.grad = torch.zeros_like(rows)
-    slab = Slab(slab.maps, slab.rank, rows.detach())
+    rows = slab.rows.to(base.device, copy=True)
+    slab = Slab(slab.maps, slab.rank, rows)
     weight = router.weight.to(base.device, copy=True).requires_grad_()
     bias = router.bias.to(base.device, copy=True).requires_grad_()
     router, places = Router(weight, bias), places.to(base.device)
@@ -193,16 +193,20 @@ def _train_jointly(
         share = learning_rate(config, step, len(plan)) / config.learning_rate
         for group in optimiser.param_groups:
             group["lr"] = group["rate"] * share
-        optimiser.zero_grad(set_to_none=False)
         gates = router(places)  # (all users, experts)
         weights = torch.cat([ones, gates.repeat_interleave(slab.rank, dim=1)], dim=1)
-        shared = concatenate([frozen, side_by_side(slab.leaves(rows.grad, len(rows)))])
+        leaves = slab.leaves(len(rows))
+        shared = concatenate([frozen, side_by_side(leaves)])
         batch = collate([group for _, group in users], base.pad_token, base.device)
         index = torch.tensor([user for user, _ in users], device=base.device)
         with base.stack.using(Parts(len(users), shared, weights[index])):
             loss = mean_per_user(answer_losses(base, batch), batch).mean()
             balance = load_balance(gates)
-            (loss + config.balance * balance).backward()
+            tensors = [tensor for f in leaves.values() for tensor in (f.a, f.b)]
+            *gradients, weight.grad, bias.grad = torch.autograd.grad(
+                loss + config.balance * balance, [*tensors, weight, bias]
+            )
+        rows.grad = Slab.to_rows(gradients)
         torch.nn.utils.clip_grad_norm_([rows, weight, bias], config.clip_norm)
         optimiser.step()
         steps.append(
@@ -219,7 +223,7 @@ def _train_jointly(
         tokens += seen
         tokens_done(seen)
     return TrainedExperts(
-        Slab(slab.maps, slab.rank, rows.detach().cpu()),
+        Slab(slab.maps, slab.rank, rows.cpu()),
         Router(weight.detach().cpu(), bias.detach().cpu()),
         {**curves, "joint": joint},
         steps,

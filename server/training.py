@@ -40,9 +40,9 @@ from shared.samples import Sample, history_samples, query_samples
 from shared.seeding import derive_seed
 from shared.training import Trained
 
-# Axes of the embedding space: enough to tell a dozen groups apart, few enough for a few dozen
-# users to fit.
-DIMENSIONS = 16
+# Axes of the embedding space: enough to tell a dozen groups apart, few enough that noise among a
+# few dozen users does not drown them.
+DIMENSIONS = 8
 
 Tensors = dict[str, Tensor]
 Log = dict[str, Any]

@@ -45,6 +45,9 @@ class BaseConfig(Section):
 
     name: str = Field("smollm2", description="tiny, smollm2, or a Hugging Face id or folder")
     format: Format = "bf16"
+    top_layers: int = Field(
+        10, ge=0, description="so many topmost layers carry LoRAs, the rest runs once; 0: all do"
+    )
     max_tokens: int = Field(128, ge=16, description="prompt and answer are cut to so many tokens")
 
 
@@ -76,7 +79,7 @@ class BankConfig(TrainingConfig):
     anchors: int = Field(8, ge=1)
     min_history: int = Field(4, ge=1, description="an anchor has at least so many items")
     top_k: int = Field(2, ge=1, description="anchors that a device fuses")
-    temperature: float = Field(0.2, gt=0, description="softmax temperature over similarities")
+    temperature: float = Field(0.2, ge=1e-6, description="softmax temperature over similarities")
 
 
 class PrivateConfig(TrainingConfig):
@@ -102,7 +105,8 @@ class RunConfig(Section):
     threads: int = Field(0, ge=0, description="torch threads; 0: one per core")
     methods: tuple[str, ...] = ("base", "population", "oppu", "proper", "mta", "meso")
     adapt: tuple[str, ...] = Field(
-        ("q_proj", "v_proj"), description="names of the linear maps that carry LoRAs"
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="names of the linear maps that carry LoRAs",
     )
     corpus: CorpusConfig = CorpusConfig()
     base: BaseConfig = BaseConfig()
@@ -170,12 +174,10 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Ru
             for e in error.errors(include_url=False)
         ]
         raise MesofedError("\n".join(["The configuration is not valid:", *lines])) from error
-    if config.corpus.path:
-        absolute = str(Path(config.corpus.path).resolve())
-        config = config.model_copy(
-            update={"corpus": config.corpus.model_copy(update={"path": absolute})}
-        )
-    return config
+    # A run may be resumed from another folder.
+    paths = {"path": config.corpus.path, "outputs": config.corpus.outputs}
+    absolute = {name: str(Path(path).resolve()) for name, path in paths.items() if path}
+    return config.model_copy(update={"corpus": config.corpus.model_copy(update=absolute)})
 
 
 def dump_config(config: RunConfig) -> str:

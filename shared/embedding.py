@@ -37,25 +37,26 @@ def embed_user(base: BaseModel, history: Iterable[ProfileItem]) -> Tensor:
 def _item_means(base: BaseModel, samples: Sequence[Sample]) -> Tensor:
     """Return the mean hidden state of each sample, (samples, width)."""
     batch = collate([[sample] for sample in samples], base.pad_token, base.device)
-    hidden = base.hidden_states(batch.ids).float()  # (samples, tokens, width)
-    lengths = torch.tensor([len(s) - 1 for s in samples], device=hidden.device)
+    hidden = base.hidden_states(batch.ids, batch.lengths).float()  # (samples, tokens, width)
+    lengths = torch.tensor(batch.lengths, device=hidden.device)
     real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
     return (hidden * real[..., None]).sum(1) / lengths[:, None]
 
 
 @dataclass(frozen=True)
 class EmbeddingSpace:
-    """Where user embeddings are compared: centred, whitened, on the unit sphere.
+    """Where user embeddings are compared: centred, on their leading axes, on the unit sphere.
 
-    Mean hidden states share a large common part and a few outlier dimensions; without whitening
-    every two users look alike.
+    Mean hidden states share a large common part, which makes every two users look alike until it
+    is taken away. The axes are not scaled to equal variance: with a few dozen users, whitening
+    raises noise to the level of the groups.
 
     Attributes
     ----------
     mean : Tensor, (width,)
         Mean embedding of the server's users.
     basis : Tensor, (width, k)
-        Leading principal axes, divided by the standard deviation along them.
+        Leading principal axes of the server's users, orthonormal.
     """
 
     mean: Tensor
@@ -65,11 +66,10 @@ class EmbeddingSpace:
     def fit(cls, embeddings: Tensor, dimensions: int) -> "EmbeddingSpace":
         """Fit the space on the server's users, (users, width)."""
         mean = embeddings.mean(0)
-        _, s, vt = torch.linalg.svd((embeddings - mean).double(), full_matrices=False)
+        _, _, vt = torch.linalg.svd((embeddings - mean).double(), full_matrices=False)
         # Centred users span one dimension less than there are users.
         k = max(1, min(dimensions, len(embeddings) - 1))
-        deviation = (s[:k] / len(embeddings) ** 0.5).clamp(min=1e-9)
-        return cls(mean, (vt[:k].mT / deviation).float())
+        return cls(mean, vt[:k].mT.float().contiguous())
 
     def place(self, embeddings: Tensor) -> Tensor:
         """Map embeddings (..., width) to unit vectors (..., k)."""

@@ -57,7 +57,7 @@ def _rating(predictions: Sequence[str], golds: Sequence[str]) -> dict[str, float
 def _generation(predictions: Sequence[str], golds: Sequence[str]) -> dict[str, float]:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
     pairs = zip(predictions, golds, strict=True)
     scores = [scorer.score(target=gold, prediction=prediction) for prediction, gold in pairs]
     return {
@@ -87,7 +87,7 @@ def score(
     -------
     dict
         ``accuracy`` and ``macro_f1``; or ``mae`` and ``rmse`` (in scores, 0 to 4); or ``rouge_1``
-        and ``rouge_l`` (F-measures with stemming, mean over the queries).
+        and ``rouge_l`` (F-measures without stemming, as LaMP has it, mean over the queries).
 
     Raises
     ------

@@ -18,6 +18,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -72,17 +73,17 @@ class Display:
     ) -> None:
         self._progress.stop()
 
-    def begin(self, name: str, total: int, unit: str) -> int:
+    def begin(self, name: str, total: int, unit: str) -> TaskID:
         """Show a new stage and return its number."""
         return self._progress.add_task(name, total=max(1, total), unit=unit, tokens=0)
 
-    def advance(self, task: int, amount: float, tokens: int) -> None:
+    def advance(self, task: TaskID, amount: float, tokens: int) -> None:
         """Move a stage on."""
         with self._lock:
             seen = self._progress.tasks[task].fields["tokens"] + tokens
             self._progress.update(task, advance=amount, tokens=seen)
 
-    def end(self, task: int, name: str, seconds: float) -> None:
+    def end(self, task: TaskID, name: str, seconds: float) -> None:
         """Mark a stage as done."""
         total = self._progress.tasks[task].total
         self._progress.update(task, completed=total)
@@ -98,7 +99,7 @@ class Stage:
     name: str
     unit: str
     display: Display | None
-    task: int = 0
+    task: TaskID = field(default_factory=lambda: TaskID(0))
     started: float = field(default_factory=time.monotonic)
 
     def advance(self, amount: int, tokens: int = 0) -> None:

@@ -285,6 +285,17 @@ def statistics_from_record(
     return statistics
 
 
+def as_sent(statistics: RouterStatistics) -> RouterStatistics:
+    """Return the statistics as the server will read them, to keep a true copy of what is sent.
+
+    Raises
+    ------
+    ReplyError
+        If the statistics are out of bounds.
+    """
+    return statistics_from_record(statistics_to_record(statistics))
+
+
 def statistics_to_content(statistics: RouterStatistics) -> RecordDict:
     """Return the whole content of a device's answer."""
     return RecordDict({_STATISTICS: statistics_to_record(statistics)})

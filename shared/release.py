@@ -31,6 +31,10 @@ from shared.routing import Router
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
+PARTS = ("population", "experts", "bank", "router")
+
+# Far above every real release: a manifest must not make a device count to a billion.
+Count = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class _Section(BaseModel):
@@ -54,9 +58,9 @@ class BaseEntry(_Section):
 class Ranks(_Section):
     """Ranks of the LoRAs in a release."""
 
-    population: PositiveInt
-    experts: PositiveInt
-    bank: PositiveInt
+    population: Count
+    experts: Count
+    bank: Count
 
 
 class Manifest(_Section):
@@ -66,11 +70,11 @@ class Manifest(_Section):
     release: PositiveInt
     base: BaseEntry
     ranks: Ranks
-    experts: PositiveInt
-    anchors: PositiveInt
-    dimensions: PositiveInt
-    top_k: PositiveInt
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    experts: Count
+    anchors: Count
+    dimensions: Count
+    top_k: Count
+    temperature: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
     files: dict[str, FileEntry]
 
 
@@ -257,9 +261,13 @@ def _read_manifest(files: Mapping[str, bytes]) -> Manifest:
             f"Expected a release of format {FORMAT} with a complete {MANIFEST}; "
             f"{where}: {first['msg']}. Fetch the release again, or update mesofed."
         ) from error
-    if set(manifest.files) != set(files) - {MANIFEST}:
-        differing = sorted(set(manifest.files) ^ (set(files) - {MANIFEST}))
-        raise MesofedError(f"The files of the release differ from its manifest: {differing}.")
+    expected = {f"{part}.safetensors" for part in PARTS}
+    for found in (set(manifest.files), set(files) - {MANIFEST}):
+        if found != expected:
+            raise MesofedError(
+                f"Expected {', '.join(sorted(expected))} in the release and its manifest; "
+                f"they lack or add {sorted(found ^ expected)[:4]}. Fetch the release again."
+            )
     return manifest
 
 
@@ -282,7 +290,8 @@ def _tensors(
     name = f"{part}.safetensors"
     try:
         tensors = load(files[name])
-    except (KeyError, SafetensorError) as error:
+    # The library lets errors about unknown formats and impossible shapes through as they come.
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise MesofedError(f"Expected {name} in safetensors format in the release.") from error
     if set(tensors) != set(shapes):
         differing = sorted(set(tensors) ^ set(shapes))

@@ -5,6 +5,7 @@ trained user id and one softmax in place of a softmax of softmaxes; retrieval fo
 2 (arXiv 2511.20072), with the larger weight for the nearer anchor.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -76,5 +77,5 @@ def normalised_entropy(weights: Tensor) -> Tensor:
     count = weights.shape[-1]
     if count < 2:
         return torch.zeros(weights.shape[:-1])
-    entropy = torch.special.entr(weights).sum(-1)
-    return entropy / torch.log(torch.tensor(float(count)))
+    entropy: Tensor = torch.special.entr(weights).sum(-1)
+    return entropy / math.log(count)

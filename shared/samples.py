@@ -44,7 +44,8 @@ def encode_prompt(base: BaseModel, prompt: str) -> tuple[int, ...]:
 def _prompt(base: BaseModel, prompt: str, room: int) -> tuple[int, ...]:
     ids = base.tokenizer.encode(prompt, add_special_tokens=False)
     if len(ids) > room:
-        ids = [*ids[: room - CUE_TOKENS], *ids[-CUE_TOKENS:]]
+        cue = min(CUE_TOKENS, room)
+        ids = [*ids[: room - cue], *ids[-cue:]]
     return tuple(ids)
 
 
@@ -70,6 +71,8 @@ class Batch:
         Number of users.
     ids : Tensor, (users * rows, tokens)
         Token ids.
+    lengths : list of int
+        Tokens of each row without padding.
     row, position : Tensor, (answers,)
         Where the hidden state stands that predicts each answer token.
     target : Tensor, (answers,)
@@ -80,6 +83,7 @@ class Batch:
 
     users: int
     ids: Tensor
+    lengths: list[int]
     row: Tensor
     position: Tensor
     target: Tensor
@@ -97,14 +101,19 @@ def collate(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.de
     # The last answer token is only ever predicted, so it needs no column.
     length = max(len(sample) for group in groups for sample in group) - 1
     ids = torch.full((len(groups) * rows, length), pad_token, dtype=torch.long)
-    row, position, target, owner = [], [], [], []
+    lengths = [0] * len(ids)
+    row: list[int] = []
+    position: list[int] = []
+    target: list[int] = []
+    owner: list[int] = []
     for user, group in enumerate(groups):
         for index, sample in enumerate(group):
             line = user * rows + index
+            lengths[line] = len(sample) - 1
             ids[line, : len(sample) - 1] = torch.tensor((sample.prompt + sample.answer)[:-1])
             row += [line] * len(sample.answer)
             position += range(len(sample.prompt) - 1, len(sample) - 1)
             target += sample.answer
             owner += [user] * len(sample.answer)
     index_tensors = (torch.tensor(x, device=device) for x in (row, position, target, owner))
-    return Batch(len(groups), ids.to(device), *index_tensors)
+    return Batch(len(groups), ids.to(device), lengths, *index_tensors)

@@ -16,7 +16,7 @@ from shared.base_model import BaseModel
 from shared.config import TrainingConfig
 from shared.lora.algebra import concatenate
 from shared.lora.layer import Parts, expand_weights
-from shared.lora.lora import Lora
+from shared.lora.lora import Factors, Lora
 from shared.lora.slab import Slab
 from shared.progress import tokens_done
 from shared.samples import Batch, Sample, collate
@@ -137,7 +137,7 @@ def answer_losses(base: BaseModel, batch: Batch) -> Tensor:
     Only answer positions go through the vocabulary head, from a contiguous matrix: it is a fifth
     of a small model's work and most of its memory.
     """
-    hidden = base.hidden_states(batch.ids)  # (rows, tokens, width)
+    hidden = base.hidden_states(batch.ids, batch.lengths)  # (rows, tokens, width)
     logits = base.logits(hidden[batch.row, batch.position])  # (answers, vocabulary)
     return torch.nn.functional.cross_entropy(logits, batch.target, reduction="none")
 
@@ -239,39 +239,38 @@ def _train(
 ) -> Iterator[tuple[int, list[float], int]]:
     """Train one cohort in place; yield (step, the active users' losses, tokens) a step."""
     shared = concatenate(fusion.loras).to(base.dtype, base.device) if fusion.loras else None
-    gradient = torch.zeros_like(slab.rows)
     optimiser = RowAdamW(slab.rows, config.weight_decay)
     weights_optimiser = RowAdamW(values, 0.0) if values is not None else None
-    active, private = 0, None
+    active = 0
+    private: dict[str, Factors] = {}
     for step in range(len(plans[0])):
         remaining = sum(len(plan) > step for plan in plans)
         if remaining != active:
             active = remaining
-            private = slab.leaves(gradient, active) if slab.rank else None
+            private = slab.leaves(active) if slab.rank else {}
         groups = [plan[step] for plan in plans[:active]]
         batch = collate(groups, base.pad_token, base.device)
-        gradient.zero_()
-        tuned = _tuned_leaf(values, fusion, active)
-        weights = expand_weights(fusion.loras, tuned)
-        with base.stack.using(Parts(active, shared, weights, private)):
+        weights = values[:active].clone() if values is not None else None
+        learned = [tensor for f in private.values() for tensor in (f.a, f.b)]
+        if weights is not None and fusion.tuned is not None:
+            learned.append(weights.requires_grad_())
+        parts = Parts(active, shared, expand_weights(fusion.loras, weights), private)
+        with base.stack.using(parts):
             losses = mean_per_user(answer_losses(base, batch), batch)
-            losses.sum().backward()
+            # Unlike backward(), this raises if a quantised layer lets no gradient through.
+            gradients = list(torch.autograd.grad(losses.sum(), learned))
         rates = torch.tensor(
             [[learning_rate(config, step, len(plan))] for plan in plans[:active]],
             device=base.device,
         )
-        optimiser.step(_clip(gradient[:active], config.clip_norm), rates, step + 1)
-        if weights_optimiser is not None and tuned is not None and tuned.grad is not None:
-            scale = fusion.learning_rate / config.learning_rate
-            mask = fusion.tuned.to(base.device) if fusion.tuned is not None else 0.0
-            weights_optimiser.step(tuned.grad * mask, rates * scale, step + 1)
+        if weights_optimiser is not None and fusion.tuned is not None:
+            gradient = gradients.pop() * fusion.tuned.to(base.device)
+            share = fusion.learning_rate / config.learning_rate
+            weights_optimiser.step(gradient, rates * share, step + 1)
+        if gradients:
+            gradient = _clip(Slab.to_rows(gradients), config.clip_norm)
+            optimiser.step(gradient, rates, step + 1)
         yield step, losses.tolist(), sum(len(s) for group in groups for s in group)
-
-
-def _tuned_leaf(values: Tensor | None, fusion: FusionWeights, active: int) -> Tensor | None:
-    if values is None:
-        return None
-    return values[:active].clone().requires_grad_(fusion.tuned is not None)
 
 
 def _clip(gradient: Tensor, bound: float) -> Tensor:

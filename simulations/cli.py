@@ -73,12 +73,15 @@ def _simulate(
                 settings = load_config(config, tuple(assignments or ()))
                 prepare(settings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
             settings = open_run(folder)
-            console.print(f"Run: {folder}", highlight=False)
+            console.print(f"Run: {folder}", markup=False, highlight=False, soft_wrap=True)
             summary = run(settings, folder)
     except KeyboardInterrupt:
         if (folder / "config.toml").exists():
             console.print(
-                f"\nStopped. Continue: mesofed simulate --resume {shlex.quote(str(folder))}"
+                f"\nStopped. Continue: mesofed simulate --resume {shlex.quote(str(folder))}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
         raise typer.Exit(INTERRUPTED) from None
     console.print()

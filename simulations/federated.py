@@ -8,6 +8,10 @@
 Each step skips what it finds finished, so a run that was killed goes on where it stopped.
 """
 
+import shared.flower_environment  # noqa: F401 - before flwr, which reads it on import
+
+# isort: split
+
 import json
 from pathlib import Path
 from typing import Any

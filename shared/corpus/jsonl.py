@@ -8,15 +8,8 @@
 
 from pathlib import Path
 
-from shared.corpus.lamp_format import (
-    KNOWN_NAMES,
-    TaskOfFile,
-    identifier,
-    read_profile,
-    read_query,
-    recognise,
-    without_answers,
-)
+from shared.corpus.lamp_entries import identifier, read_profile, read_query, without_answers
+from shared.corpus.lamp_tasks import KNOWN_NAMES, TaskOfFile, recognise
 from shared.corpus.plain_file import parse_json, read_plain
 from shared.corpus.problems import Findings, shown
 from shared.corpus.user import Query, User

@@ -12,16 +12,8 @@ time split): then a user's questions and items come together.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.corpus.lamp_format import (
-    KNOWN_NAMES,
-    LampTask,
-    TaskOfFile,
-    identifier,
-    read_profile,
-    read_query,
-    recognise,
-    without_answers,
-)
+from shared.corpus.lamp_entries import identifier, read_profile, read_query, without_answers
+from shared.corpus.lamp_tasks import KNOWN_NAMES, LampTask, TaskOfFile, recognise
 from shared.corpus.plain_file import read_json
 from shared.corpus.problems import Findings, shown
 from shared.corpus.user import ProfileItem, Query, User

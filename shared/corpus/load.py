@@ -9,7 +9,7 @@ from pathlib import Path
 from shared.config import CorpusConfig
 from shared.corpus.jsonl import read_jsonl
 from shared.corpus.lamp import read_lamp
-from shared.corpus.lamp_format import expected_tasks
+from shared.corpus.lamp_tasks import expected_tasks
 from shared.corpus.plain_file import read_plain
 from shared.corpus.problems import Findings, Problem, Skip, refusal
 from shared.corpus.synthetic import SYNTHETIC_TASKS, synthetic_users

@@ -52,7 +52,8 @@ def parse_json(data: bytes, where: str, findings: Findings) -> object:
         byte = shown(data[error.start : error.start + 1])
         findings.problem(where, "UTF-8 text", f"the byte {byte} at position {error.start}")
     except (ValueError, RecursionError) as error:
-        findings.problem(where, "JSON", f"{shown(data[:40])} ({error})")
+        start = data[:40].decode("utf-8", "replace")
+        findings.problem(where, "JSON", f"{shown(start)} ({error})")
     else:
         if value is None:
             findings.problem(where, "a JSON object or list", "null")

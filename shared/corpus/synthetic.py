@@ -56,7 +56,7 @@ class Person:
     favourite, own_tag : str
         An everyday subject, and the tag they give to every post about it.
     bias : int
-        Added to every score: -1 harsh, 0, or +1 kind.
+        Added to every score: -1 harsh, +1 kind.
     signature : str
         Last word of every headline.
     """
@@ -87,7 +87,7 @@ def _person(community: Community, rng: random.Random) -> Person:
         community,
         favourite=rng.choice(EVERYDAY.subjects),
         own_tag=rng.choice(POST_TAGS),
-        bias=rng.choice((-1, 0, 1)),
+        bias=rng.choice((-1, +1)),
         signature=rng.choice(SIGNATURES),
     )
 

@@ -60,13 +60,12 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.base = base
-        # A plain attribute would register the stack's other layers as children of this one.
-        object.__setattr__(self, "_stack", stack)
+        self.stack = stack
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (rows, tokens, in) to y (rows, tokens, out)."""
         y: Tensor = self.base(x)
-        parts: Parts = self._stack.parts
+        parts = self.stack.parts
         shared = parts.shared.factors.get(self.name) if parts.shared is not None else None
         private = parts.private.get(self.name) if parts.private is not None else None
         shape = y.shape

@@ -6,7 +6,7 @@ Everything that is done to one user (store, load, clip, step an optimiser) is do
 everything that is done in a batch reads the rows through views, without a copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,18 +93,17 @@ class Slab:
             start = end
         return views
 
-    def leaves(self, gradient: Tensor, users: int) -> dict[str, Factors]:
-        """Return the first users' views as autograd leaves.
+    def leaves(self, users: int) -> dict[str, Factors]:
+        """Return the first users' views as autograd leaves."""
+        return {
+            name: Factors(f.a.detach().requires_grad_(), f.b.detach().requires_grad_())
+            for name, f in self.views(self.rows[:users]).items()
+        }
 
-        Backward passes add their gradients into the same rows and columns of ``gradient``,
-        (at least ``users``, parameters), which may so be clipped and stepped a row at a time.
-        """
-        leaves, gradients = {}, self.views(gradient[:users])
-        for name, factors in self.views(self.rows[:users]).items():
-            a, b = factors.a.detach().requires_grad_(), factors.b.detach().requires_grad_()
-            a.grad, b.grad = gradients[name].a, gradients[name].b
-            leaves[name] = Factors(a, b)
-        return leaves
+    @staticmethod
+    def to_rows(tensors: Iterable[Tensor]) -> Tensor:
+        """Lay tensors a_0, b_0, a_1, ... (users, ., .), such as gradients by leaves, in rows."""
+        return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
 
     def loras(self) -> tuple[Lora, ...]:
         """Return every user's LoRA as views of its row."""

@@ -12,10 +12,19 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from simulations.report.read import Curve, RouterStep, Traffic
-from simulations.report.statistics import Estimate
+from simulations.report.run import Traffic
 from simulations.report.summary import SHARED_ONLY, Row
-from simulations.report.svg import ACCENT, INK, MUTED, PAPER, RULE, SOFT, WARM, as_markup, drawing
+from simulations.report.svg import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    RULE,
+    WARM,
+    as_markup,
+    drawing,
+    level_lines,
+)
 from simulations.report.wording import (
     arrow,
     byte_size,
@@ -27,13 +36,6 @@ from simulations.report.wording import (
 )
 
 _WIDTH = 340
-_NARROW = 264
-
-
-def _rules(axes: Axes) -> None:
-    """Draw faint level lines behind the data."""
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
 
 
 def _label_ink(axes: Axes, names: Sequence[str], featured: str | None) -> None:
@@ -117,7 +119,7 @@ def gain_chart(
     """
     places = Counter((history[user], round(gain, 6)) for user, gain in gains.items())
     with drawing(236, 196, left=42, right=8) as (figure, axes):
-        _rules(axes)
+        level_lines(axes)
         axes.axhline(0, color=MUTED, linewidth=1, zorder=1)
         for (items, gain), users in sorted(places.items(), key=lambda place: -place[1]):
             size = 26 * users
@@ -160,122 +162,6 @@ def _tick(value: float, digits: int) -> str:
     """Return a signed tick without zeros that say nothing: ``+0.5``, not ``+0.50``."""
     text = signed(value, digits)
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _smooth(losses: np.ndarray, window: int) -> np.ndarray:
-    """Return the centred running mean, over fewer steps at the ends; NaNs are left out."""
-    half = window // 2
-    slices = (losses[max(0, i - half) : i + half + 1] for i in range(len(losses)))
-    return np.array([np.nanmean(s) if np.isfinite(s).any() else np.nan for s in slices])
-
-
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the mean loss at every step that at least half of the curves reach."""
-    at: dict[int, list[float]] = {}
-    for curve in curves:
-        for step, loss in curve:
-            if math.isfinite(loss):
-                at.setdefault(step, []).append(loss)
-    return tuple(
-        (step, sum(losses) / len(losses))
-        for step, losses in sorted(at.items())
-        if 2 * len(losses) >= len(curves)
-    )
-
-
-def curve_chart(curves: Mapping[str, Curve], title: str, noun: str, key: str) -> Markup:
-    """Draw losses over steps: thin lines for each ``noun``, one bold line for their mean.
-
-    A single curve is drawn thin as measured and bold as its running mean.
-    """
-    kept = {name: curve for name, curve in curves.items() if curve}
-    with drawing(_NARROW, 190, left=34, right=42) as (figure, axes):
-        _rules(axes)
-        for curve in kept.values():
-            steps, losses = zip(*curve, strict=True)
-            marker = "o" if len(curve) == 1 else ""
-            axes.plot(steps, losses, marker=marker, color=SOFT, linewidth=1, markersize=4)
-        if len(kept) == 1:
-            (curve,) = kept.values()
-            steps, losses = zip(*curve, strict=True)
-            bold: Curve = tuple(
-                zip(steps, _smooth(np.array(losses), max(3, len(losses) // 8)), strict=True)
-            )
-        else:
-            bold = mean_curve(list(kept.values()))
-        if bold:
-            steps, losses = zip(*bold, strict=True)
-            axes.plot(steps, losses, color=ACCENT, linewidth=2.25)
-            axes.plot(steps[-1], losses[-1], "o", color=ACCENT, markersize=5)
-            axes.annotate(
-                decimal(losses[-1], 2),
-                (steps[-1], losses[-1]),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-                fontweight="bold",
-                annotation_clip=False,
-            )
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("step")
-        axes.set_title(title)
-        count = f"{len(kept)} {noun}{'' if len(kept) == 1 else 's'}"
-        said = (
-            f"Mean loss goes from {decimal(bold[0][1], 2)} to {decimal(bold[-1][1], 2)} "
-            f"in {bold[-1][0]} steps over {count}."
-            if bold
-            else "No finite losses."
-        )
-        return as_markup(figure, key, f"Training loss: {title}", said)
-
-
-def gates_chart(router: Sequence[RouterStep], key: str) -> Markup:
-    """Draw each expert's mean gate over the steps, with the gates' normalised entropy dashed."""
-    experts = len(router[0].mean_gates)
-    steps = [point.step for point in router]
-    with drawing(_NARROW, 190, left=34, right=52) as (figure, axes):
-        _rules(axes)
-        ends = []
-        for expert in range(experts):
-            gates = [point.mean_gates[expert] for point in router]
-            axes.plot(steps, gates, color=ACCENT, linewidth=1.5)
-            ends.append((gates[-1], f"E{expert + 1}", ACCENT))
-        entropy = [point.gate_entropy for point in router]
-        axes.plot(steps, entropy, color=WARM, linewidth=1.5, dashes=(4, 3))
-        ends.append((entropy[-1], "entropy", WARM))
-        axes.set_ylim(0, 1.03)
-        _end_labels(axes, steps[-1], ends)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-        axes.set_xlabel("step")
-        axes.set_title("router: mean gates")
-        shares = ", ".join(
-            f"E{e + 1} {decimal(router[-1].mean_gates[e], 2)}" for e in range(experts)
-        )
-        return as_markup(
-            figure,
-            key,
-            "Mean gate of each expert and gate entropy over training",
-            f"At the end: {shares}; normalised entropy {decimal(entropy[-1], 2)}.",
-        )
-
-
-def _end_labels(axes: Axes, step: int, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Name lines at their right end, moved apart so that no two names touch."""
-    apart = 0.1
-    place = -apart
-    for value, name, colour in sorted(ends):
-        place = max(value, place + apart)
-        axes.annotate(
-            name,
-            (step, place),
-            xytext=(7, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=10,
-            annotation_clip=False,
-        )
 
 
 def traffic_chart(traffic: Sequence[Traffic], key: str) -> Markup:
@@ -323,10 +209,3 @@ def traffic_chart(traffic: Sequence[Traffic], key: str) -> Markup:
             "Bytes down and up per device, logarithmic",
             f"Median per device: {' and '.join(described)}.",
         )
-
-
-def estimate_text(estimate: Estimate) -> str:
-    """Return an estimate as ``+0.13 [+0.06, +0.20]``."""
-    if estimate.low is None or estimate.high is None:
-        return signed(estimate.mean)
-    return f"{signed(estimate.mean)} [{signed(estimate.low)}, {signed(estimate.high)}]"

@@ -11,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from shared.atomic_file import write_text
-from simulations.report import charts, wording
-from simulations.report.read import Curve, DeviceResult, Run, read_run
+from simulations.report import charts, curves, wording
+from simulations.report.read import read_run
+from simulations.report.run import Curve, DeviceResult, Run
 from simulations.report.summary import SHARED_ONLY, Row, Summary, about, summarise_run
 
 _PRIVATE_CURVE = "device"
@@ -168,9 +169,9 @@ def _training(run: Run) -> list[Markup]:
                 stage.stage, "group experts"
             )
             noun = _curve_nouns(stage.stage)
-            drawn.append(charts.curve_chart(stage.curves, title, noun, f"train-{stage.stage}"))
+            drawn.append(curves.curve_chart(stage.curves, title, noun, f"train-{stage.stage}"))
         if stage.router:
-            drawn.append(charts.gates_chart(stage.router, "train-router"))
+            drawn.append(curves.gates_chart(stage.router, "train-router"))
     return drawn
 
 
@@ -178,13 +179,13 @@ def _private_training(run: Run, summary: Summary) -> list[Markup]:
     """Return one chart per method that trained on the devices."""
     drawn = []
     for place, method in enumerate(summary.methods):
-        curves: dict[str, Curve] = {
+        own: dict[str, Curve] = {
             device.user_id: device.methods[method].curve
             for device in run.devices
             if method in device.methods and device.methods[method].curve
         }
-        if curves:
-            drawn.append(charts.curve_chart(curves, method, _PRIVATE_CURVE, f"private-{place}"))
+        if own:
+            drawn.append(curves.curve_chart(own, method, _PRIVATE_CURVE, f"private-{place}"))
     return drawn
 
 
@@ -244,7 +245,6 @@ def _environment() -> Environment:
         bytes=wording.byte_size,
         duration=wording.duration,
         about=about,
-        estimate=charts.estimate_text,
     )
     environment.globals["count_of"] = wording.count_of
     return environment

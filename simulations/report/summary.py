@@ -17,7 +17,8 @@ from shared.errors import MesofedError
 from shared.methods import METHODS
 from shared.metrics import PRIMARY, score
 from shared.tasks import TASKS, Task
-from simulations.report.read import Answer, Run, read_run
+from simulations.report.read import read_run
+from simulations.report.run import Answer, Run
 from simulations.report.statistics import Estimate, Gain, bootstrap_mean, paired_gain
 
 REFERENCE = "population"

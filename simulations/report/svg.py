@@ -81,6 +81,12 @@ def drawing(
         yield figure, axes
 
 
+def level_lines(axes: Axes) -> None:
+    """Draw faint level lines behind the data."""
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
 def _style(text: str) -> str:
     """Hand colours and fonts of one style attribute over to the page."""
     text = _FONT.sub(r"font-size: \g<size>px", text)
@@ -127,9 +133,8 @@ def as_markup(figure: Figure, key: str, title: str, description: str) -> Markup:
             element.set(name.rpartition("}")[2], element.attrib.pop(name))
         if "style" in element.attrib:
             element.set("style", _style(element.attrib["style"]))
-        element.text = (
-            (element.text or "").strip() or None if element.tag != "text" else element.text
-        )
+        if not (element.text or "").strip():
+            element.text = None
     for parent, tag in itertools.product(list(root.iter()), ("metadata", "style")):
         for child in parent.findall(tag):
             parent.remove(child)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from simulations.report.read import Run
+from simulations.report.run import Run
 from simulations.report.statistics import MIN_USERS, Estimate
 from simulations.report.summary import REFERENCE, Row, Summary
 

@@ -100,7 +100,7 @@ def test_an_acknowledgement_passes_and_carries_nothing(context: Context) -> None
     assert not reply.content
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     def __str__(self) -> str:
         raise ValueError(CANARY)
 
@@ -114,7 +114,7 @@ class Unprintable(Exception):
         (MemoryError(CANARY), Refusal.DEVICE_FAILED),
         (SystemExit(CANARY), Refusal.DEVICE_FAILED),
         (KeyboardInterrupt(CANARY), Refusal.DEVICE_FAILED),
-        (Unprintable(), Refusal.DEVICE_FAILED),
+        (UnprintableError(), Refusal.DEVICE_FAILED),
         (MesofedError(CANARY), Refusal.REQUEST_REFUSED),
         (ProtocolError(CANARY, Refusal.OTHER_RELEASE), Refusal.OTHER_RELEASE),
     ],
@@ -131,7 +131,7 @@ def test_an_exception_leaves_as_a_fixed_text_and_is_logged_on_the_device(
     log = error_log(context)
     assert type(error).__name__ in log.read_text(encoding="utf-8")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
-    if not isinstance(error, Unprintable):
+    if not isinstance(error, UnprintableError):
         assert CANARY in log.read_text(encoding="utf-8")
 
 

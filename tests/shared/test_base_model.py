@@ -24,8 +24,13 @@ TOKENIZER = tiny.build_tokenizer()
 FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "nf4")
 
 
-def load(name: str = "tiny", kind: Format = "fp32", adapt: tuple[str, ...] = ADAPT) -> BaseModel:
-    return load_base(BaseConfig(name=name, format=kind), adapt)
+def load(
+    name: str = "tiny",
+    kind: Format = "fp32",
+    adapt: tuple[str, ...] = ADAPT,
+    top_layers: int = 0,
+) -> BaseModel:
+    return load_base(BaseConfig(name=name, format=kind, top_layers=top_layers), adapt)
 
 
 @pytest.fixture
@@ -41,23 +46,25 @@ def rewrite(folder: Path, **settings: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
+@pytest.mark.parametrize("top_layers", [0, 1, 3])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_logits_are_those_of_the_whole_model(kind: Format) -> None:
-    base = load(kind=kind)
+def test_logits_are_those_of_the_whole_model(kind: Format, top_layers: int) -> None:
+    base = load(kind=kind, top_layers=top_layers)
     ids = torch.tensor([[104, 101, 108, 108, 111], [1, 2, 3, 4, 5]])
     with torch.no_grad():
         expected = base.model(input_ids=ids).logits.flatten(0, 1).float()
-        logits = base.logits(base.hidden_states(ids).flatten(0, 1))
+        logits = base.logits(base.hidden_states(ids, [5, 5]).flatten(0, 1))
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected, rtol=1e-2 if kind != "fp32" else 1e-6, atol=1e-2)
     assert (base.width, base.pad_token) == (64, 258)
 
 
-def test_padding_at_the_right_changes_nothing() -> None:
-    base = load()
+@pytest.mark.parametrize("top_layers", [0, 2])
+def test_padding_at_the_right_changes_nothing(top_layers: int) -> None:
+    base = load(top_layers=top_layers)
     with torch.no_grad():
-        alone = base.hidden_states(torch.tensor([[7, 8, 9]]))
-        padded = base.hidden_states(torch.tensor([[7, 8, 9, 258, 258], [1, 2, 3, 4, 5]]))
+        alone = base.hidden_states(torch.tensor([[7, 8, 9]]), [3])
+        padded = base.hidden_states(torch.tensor([[7, 8, 9, 258, 258], [1, 2, 3, 4, 5]]), [3, 5])
     torch.testing.assert_close(padded[0, :3], alone[0], rtol=1e-5, atol=1e-5)
 
 
@@ -69,7 +76,9 @@ def test_is_frozen_and_in_eval_mode() -> None:
 
 def test_one_model_is_resident() -> None:
     first = load()
-    again = load_base(BaseConfig(name="tiny", format="fp32", max_tokens=32), ADAPT[::-1])
+    again = load_base(
+        BaseConfig(name="tiny", format="fp32", top_layers=0, max_tokens=32), ADAPT[::-1]
+    )
     assert again.model is first.model
     assert again.stack is first.stack
     assert again.lock is first.lock
@@ -122,6 +131,9 @@ def test_maps_are_the_adapted_linear_maps_in_order() -> None:
         ("model.layers.1.self_attn.v_proj", 64, 32),
     ]
     assert len(base.maps) == 8
+    above = load(adapt=("v_proj", "down_proj"), top_layers=1)
+    assert above.maps == base.maps[-2:]
+    assert above.fingerprint == base.fingerprint
 
 
 @pytest.mark.parametrize("adapt", [(), ("c_attn",), ("q_proj", "lm_head")])
@@ -134,8 +146,8 @@ def test_unknown_linear_maps_are_refused_with_the_known_ones(adapt: tuple[str, .
 def test_a_folder_gives_the_same_model_as_code(folder: Path, kind: Format) -> None:
     ids = torch.tensor([[10, 20, 30]])
     with torch.no_grad():
-        one = load(kind=kind).hidden_states(ids)
-        two = load(str(folder), kind).hidden_states(ids)
+        one = load(kind=kind).hidden_states(ids, [3])
+        two = load(str(folder), kind).hidden_states(ids, [3])
     assert torch.equal(one, two)
 
 

@@ -34,7 +34,7 @@ needs_ray = pytest.mark.skipif(
 
 
 def stub_app() -> ClientApp:
-    """A device without a model: partition 2 raises, the others weigh by their partition.
+    """Return devices without a model: partition 2 raises, the others weigh by their partition.
 
     Nested, so that it travels to the worker processes by value.
     """

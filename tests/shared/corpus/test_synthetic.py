@@ -86,7 +86,7 @@ def test_communities_never_share_a_tag_for_a_kind_or_a_style() -> None:
 def test_history_reveals_the_group(groups: int) -> None:
     users = synthetic_users(66, groups, seed=11)
     texts = [" ".join(i.text for i in user.history[-16:]) for user in users]
-    found = KMeans(groups, n_init=10, random_state=0).fit_predict(
+    found = KMeans(groups, n_init=50, random_state=0).fit_predict(
         TfidfVectorizer().fit_transform(texts)
     )
     assert adjusted_rand_score([user.group for user in users], found) >= 0.9

@@ -58,7 +58,7 @@ class Page(HTMLParser):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        assert self.open[-1:] == [tag]
         self.open.pop()
         if tag == "table":
             self._table = None
@@ -171,7 +171,7 @@ def test_user_names_are_text_never_markup(fake_run: Writer) -> None:
     html = write_report(folder).read_text(encoding="utf-8")
     page = Page(html)
     assert "script" not in page.tags
-    assert '<script>alert("3")</script>&$x^2$' in page.text
+    assert '<script>alert("2")</script>&$x^2$' in page.text
 
 
 def test_foreign_text_everywhere_is_escaped(fake_run: Writer) -> None:

@@ -1,4 +1,4 @@
-"""Reading a run directory: what is there is read, what is missing is left out, what is broken says so."""
+"""Reading a run directory: the missing is left out, the broken is named."""
 
 import json
 from collections.abc import Callable

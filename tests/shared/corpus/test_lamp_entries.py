@@ -4,16 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.corpus.lamp_format import (
-    LAMP_TASKS,
-    LampTask,
-    expected_tasks,
-    read_profile,
-    read_query,
-    recognise,
-    tasks_named,
-    without_answers,
-)
+from shared.corpus.lamp_entries import read_profile, read_query, without_answers
+from shared.corpus.lamp_tasks import LAMP_TASKS, LampTask, expected_tasks, recognise, tasks_named
 from shared.corpus.problems import Findings
 from shared.corpus.user import ProfileItem, Query
 from shared.errors import MesofedError
@@ -41,9 +33,9 @@ EXAMPLES = [
         {"id": "1", "text": "A recount: again.", "title": "Recount", "category": "politics"},
         ("A recount: again.", "politics"),
         (
-            "Which category does this article relate to among the following categories? Just answer "
-            "with the category name without further explanation. categories: [women, politics] "
-            "article: An article: about votes"
+            "Which category does this article relate to among the following categories? Just "
+            "answer with the category name without further explanation. "
+            "categories: [women, politics] article: An article: about votes"
         ),
         "politics",
         "An article: about votes",
@@ -54,8 +46,8 @@ EXAMPLES = [
         {"id": "1", "tag": "twist ending", "description": "It was all a dream."},
         ("It was all a dream.", "twist ending"),
         (
-            "Which tag does this movie relate to among the following tags? Just answer with the tag "
-            "name without further explanation. tags: [sci-fi, comedy] description: Robots laugh."
+            "Which tag does this movie relate to among the following tags? Just answer with the "
+            "tag name without further explanation. tags: [sci-fi] description: Robots laugh."
         ),
         "sci-fi",
         "Robots laugh.",
@@ -66,8 +58,8 @@ EXAMPLES = [
         {"id": "1", "text": "Broke at once.", "score": "1"},
         ("Broke at once.", "1"),
         (
-            "What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, "
-            "3, 4, or 5 without further explanation. review: Fine: it works"
+            "What is the score of the following review on a scale of 1 to 5? just answer with 1, "
+            "2, 3, 4, or 5 without further explanation. review: Fine: it works"
         ),
         "4",
         "Fine: it works",
@@ -78,8 +70,8 @@ EXAMPLES = [
         {"id": "1", "text": "A heist.", "score": 5},
         ("A heist.", "5"),
         (
-            "What is the score of the following movie on a scale of 1 to 5? just answer with 1, 2, "
-            "3, 4, or 5 without further explanation. movie: A duck reviews films."
+            "What is the score of the following movie on a scale of 1 to 5? just answer with 1, "
+            "2, 3, 4, or 5 without further explanation. movie: A duck reviews films."
         ),
         3.0,
         "A duck reviews films.",

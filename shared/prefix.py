@@ -1,0 +1,117 @@
+"""The frozen prefix: the layers below the lowest LoRA, run once per text and then remembered.
+
+    tokens -> | embedding, layers 0 .. cut-1 | -> states -> | layers cut .. n-1, norm | -> hidden
+                frozen for everyone: cached                   carry the LoRAs
+
+No LoRA can change what the prefix computes, so its output serves all epochs, stages, users and
+methods. Each text is run alone, at its own length, so that its states do not depend on what it
+happens to be batched with, or on what was in memory before a run was resumed.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+# Memory for remembered states; the longest unused go first.
+CACHE_BYTES = 1 << 30
+
+
+class _Capture(nn.Module):
+    """Stands after the last layer of the prefix and keeps what comes out of it."""
+
+    states: Tensor
+
+    def forward(self, hidden_states: Tensor, **_: object) -> Tensor:
+        self.states = hidden_states
+        return hidden_states
+
+
+class _Through(nn.Module):
+    """Stands in the place of a layer and changes nothing."""
+
+    def forward(self, hidden_states: Tensor, **_: object) -> Tensor:
+        return hidden_states
+
+
+@dataclass
+class FrozenPrefix:
+    """The lower layers of a decoder, and their outputs for the texts seen.
+
+    Attributes
+    ----------
+    decoder : Module
+        With its layers in ``layers``.
+    cut : int
+        Number of layers in the prefix.
+    dtype : torch.dtype
+        Of the states.
+    width : int
+        Of the states.
+    """
+
+    decoder: nn.Module
+    cut: int
+    dtype: torch.dtype
+    width: int
+    _cache: OrderedDict[tuple[int, ...], Tensor] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    def states(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the prefix's output for right-padded token ids, zero at the padding.
+
+        Parameters
+        ----------
+        ids : Tensor of int64, (rows, tokens)
+        lengths : sequence of int
+            Tokens of each row without padding.
+
+        Returns
+        -------
+        Tensor, (rows, tokens, width)
+        """
+        states = torch.zeros(*ids.shape, self.width, dtype=self.dtype, device=ids.device)
+        for row, length in enumerate(lengths):
+            if length:
+                states[row, :length] = self._row(ids[row, :length])
+        return states
+
+    def finish(self, states: Tensor) -> Tensor:
+        """Return the last layer's normalised hidden states from the prefix's output."""
+        layers = self.decoder.layers
+        assert isinstance(layers, nn.ModuleList)
+        # The layers keep their numbers, by which some decoders choose a layer's attention mask.
+        through = [_Through() for _ in range(self.cut)]
+        with _layers(self.decoder, nn.ModuleList([*through, *layers[self.cut :]])):
+            hidden: Tensor = self.decoder(inputs_embeds=states, use_cache=False).last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def _row(self, ids: Tensor) -> Tensor:
+        key = tuple(ids.tolist())
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        layers, capture = self.decoder.layers, _Capture()
+        assert isinstance(layers, nn.ModuleList)
+        with _layers(self.decoder, nn.ModuleList([*layers[: self.cut], capture])):
+            self.decoder(input_ids=ids[None], use_cache=False)
+        states = capture.states[0].clone()
+        self._cache[key] = states
+        self._bytes += states.nbytes
+        while self._bytes > CACHE_BYTES:
+            self._bytes -= self._cache.popitem(last=False)[1].nbytes
+        return states
+
+
+@contextmanager
+def _layers(decoder: nn.Module, layers: nn.ModuleList) -> Iterator[None]:
+    """Let a decoder consist of these layers for the length of a block."""
+    whole, decoder.layers = decoder.layers, layers
+    try:
+        yield
+    finally:
+        decoder.layers = whole

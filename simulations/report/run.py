@@ -1,0 +1,154 @@
+"""What the report knows about a run: frozen values, read from its directory by ``read.py``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.methods import METHODS
+from shared.tasks import TASKS
+
+Curve = tuple[tuple[int, float], ...]
+"""Loss over steps: ``(step, loss)``, oldest first."""
+
+
+@dataclass(frozen=True)
+class RouterUse:
+    """The router statistics that one device sent.
+
+    Attributes
+    ----------
+    expert_weights, anchor_weights : tuple of float
+        Non-negative, each sums to 1; empty when the release has no experts or no anchors.
+    best_similarity : float
+        Cosine similarity of the nearest anchor, in [-1, 1].
+    entropy : float
+        Entropy of the expert weights over ``log(experts)``, in [0, 1].
+    """
+
+    expert_weights: tuple[float, ...]
+    anchor_weights: tuple[float, ...]
+    best_similarity: float
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method said to one query; ``nll`` is nats per gold token, None if not measured."""
+
+    query_id: str
+    task: str
+    prediction: str
+    gold: str
+    nll: float | None
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method on one device; ``seconds`` and ``tokens`` are those of its private training."""
+
+    private_parameters: int
+    private_bytes: int
+    seconds: float
+    tokens: int
+    curve: Curve
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """One device user; ``history`` counts profile items, ``group`` is known for synthetic users."""
+
+    user_id: str
+    group: int | None
+    history: int
+    release: int
+    router: RouterUse | None
+    methods: Mapping[str, MethodResult]
+
+
+@dataclass(frozen=True)
+class RouterStep:
+    """The experts' gates at one training step: mean per expert, and their normalised entropy."""
+
+    step: int
+    mean_gates: tuple[float, ...]
+    gate_entropy: float
+
+
+@dataclass(frozen=True)
+class StageTraining:
+    """One server stage of a release; ``router``, ``gates`` and ``groups`` are the experts' own."""
+
+    stage: str
+    release: int
+    seconds: float
+    tokens: int
+    curves: Mapping[str, Curve]
+    router: tuple[RouterStep, ...]
+    gates: Mapping[str, tuple[float, ...]]
+    groups: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes to and from one device in one round."""
+
+    node: str
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class RoundStatistics:
+    """One round of ``query.router_statistics``: who was asked, who answered, what it weighed."""
+
+    release: int
+    asked: int
+    answered: int
+    refused: tuple[tuple[str, str], ...]
+    traffic: tuple[Traffic, ...]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something in the corpus that was left out, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CorpusRecord:
+    """Who took part: the corpus's origin, both sides' users and what was skipped."""
+
+    origin: str
+    server_users: tuple[str, ...]
+    device_users: tuple[str, ...]
+    skipped: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report knows about a run."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    config_text: str
+    corpus: CorpusRecord
+    training: tuple[StageTraining, ...]
+    rounds: tuple[RoundStatistics, ...]
+    devices: tuple[DeviceResult, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods with results, in the order of ``shared.methods.METHODS``."""
+        ran = dict.fromkeys(name for device in self.devices for name in device.methods)
+        declared = [name for name in METHODS if name in ran]
+        return tuple(dict.fromkeys([*declared, *ran]))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that were asked, in the order of ``shared.tasks.TASKS``."""
+        asked = {a.task for d in self.devices for m in d.methods.values() for a in m.answers}
+        return tuple(name for name in TASKS if name in asked) + tuple(sorted(asked - set(TASKS)))

@@ -1,0 +1,161 @@
+"""Answers against slow and plain truths: one prompt, one pass, one token at a time."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from client.answers import choose_labels, generate, gold_losses
+from shared.base_model import BaseModel
+from shared.lora.layer import Parts
+from shared.lora.lora import Factors, Lora
+from shared.samples import Sample, encode, encode_prompt
+
+PROMPTS = [
+    "post: " + "w" * (i * 7 % 23) + f" {word}\ntag:"
+    for i, word in enumerate(
+        ("one", "two", "b", "Zürich", "5", "what a day", "", "end", "q", "rst")
+    )
+]
+
+
+@pytest.fixture(params=["base", "adapted"])
+def parts(request: pytest.FixtureRequest, base: BaseModel) -> Parts:
+    if request.param == "base":
+        return Parts()
+    generator = torch.Generator().manual_seed(12)
+
+    def draw(*shape: int) -> Tensor:
+        return 0.4 * torch.randn(*shape, generator=generator)
+
+    shared = Lora(
+        {m.name: Factors(draw(m.in_features, 3), draw(3, m.out_features)) for m in base.maps}
+    )
+    return Parts(1, shared, torch.tensor([[1.0, 0.5, -0.5]]))
+
+
+def next_logits(base: BaseModel, parts: Parts, ids: list[int]) -> Tensor:
+    """Logits after one unpadded row, by the whole model without a cache."""
+    with torch.no_grad(), base.stack.using(parts):
+        return base.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float()
+
+
+def brute_force(base: BaseModel, parts: Parts, prompt: str, labels: list[str]) -> str:
+    """Greedy decoding where only tokens are allowed that go on to some label."""
+    end = base.tokenizer.eos_token_id
+    spelled = {
+        tuple(base.tokenizer.encode(f" {label}", add_special_tokens=False)) + (end,): label
+        for label in labels
+    }
+    context, chosen = list(encode_prompt(base, prompt)), ()
+    while chosen not in spelled:
+        allowed = {s[len(chosen)] for s in spelled if s[: len(chosen)] == chosen}
+        logits = next_logits(base, parts, context + list(chosen))
+        chosen += (max(sorted(allowed), key=lambda token: logits[token].item()),)
+    return spelled[chosen]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", "ab", "abc", "b", "bca", "bcb", "c"],  # some are the beginning of others
+        [
+            "drama",
+            "dream",
+            "dreamy",
+            "gear",
+            "gears",
+            "lesson",
+            "lessons",
+            "comedy",
+            "triumph",
+            "trip",
+        ],
+        ["1", "2", "3", "4", "5"],
+    ],
+)
+def test_labels_are_chosen_as_greedy_decoding_among_them_does(
+    labels: list[str], base: BaseModel, parts: Parts
+) -> None:
+    expected = [brute_force(base, parts, prompt, labels) for prompt in PROMPTS]
+    assert choose_labels(base, parts, PROMPTS, labels) == expected
+    assert choose_labels(base, parts, PROMPTS, labels[::-1]) == expected
+    assert len(set(expected)) > 1, "the prompts must not all have one answer"
+
+
+def test_labels_that_differ_in_their_first_letter_are_told_by_one_argmax(
+    base: BaseModel, parts: Parts
+) -> None:
+    labels = ["gear", "dream", "lesson", "comedy", "triumph", "secret", "routine"]
+    expected = []
+    for prompt in PROMPTS:
+        # Bytes: all labels begin with the space, then with different letters.
+        logits = next_logits(base, parts, [*encode_prompt(base, prompt), ord(" ")])
+        expected.append(max(labels, key=lambda label: logits[ord(label[0])].item()))
+    assert choose_labels(base, parts, PROMPTS, labels) == expected
+    assert len(set(expected)) > 1
+
+
+def test_a_batch_answers_as_each_prompt_alone(base: BaseModel, parts: Parts) -> None:
+    labels = ["drama", "dream", "gear", "lesson"]
+    alone = [choose_labels(base, parts, [prompt], labels)[0] for prompt in PROMPTS]
+    assert choose_labels(base, parts, PROMPTS, labels) == alone
+
+
+def greedy(base: BaseModel, parts: Parts, prompt: str, tokens: int) -> list[int]:
+    ids = list(encode_prompt(base, prompt))
+    start = len(ids)
+    while len(ids) - start < tokens:
+        ids.append(int(next_logits(base, parts, ids).argmax()))
+        if ids[-1] == base.tokenizer.eos_token_id:
+            break
+    return ids[start:]
+
+
+def decoded(base: BaseModel, ids: list[int]) -> str:
+    return str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def test_generation_is_greedy_decoding_token_by_token(base: BaseModel, parts: Parts) -> None:
+    expected = [decoded(base, greedy(base, parts, prompt, 12)) for prompt in PROMPTS]
+    assert generate(base, parts, PROMPTS, 12) == expected
+    assert len(set(expected)) > 1
+
+
+def test_generation_stops_at_the_end_of_sequence(base: BaseModel, parts: Parts) -> None:
+    free = [greedy(base, parts, prompt, 12) for prompt in PROMPTS]
+    # Let a token that several answers come to on their way be the end of sequence.
+    letter = next(t for answer in free for t in answer[3:] if 32 < t < 127 and t != answer[0])
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.eos_token = chr(letter)
+    assert tokenizer.eos_token_id == letter
+    ending = replace(base, tokenizer=tokenizer)
+    answers = [greedy(ending, parts, prompt, 12) for prompt in PROMPTS]
+    assert any(1 < len(answer) < 12 for answer in answers)
+    assert generate(ending, parts, PROMPTS, 12) == [decoded(ending, a) for a in answers]
+
+
+def test_gold_losses_are_the_losses_of_transformers(base: BaseModel, parts: Parts) -> None:
+    samples = [
+        encode(base, prompt, answer)
+        for prompt, answer in zip(PROMPTS, ("a", "gear", "über", "x y z", "5") * 2, strict=True)
+    ]
+    expected = []
+    for sample in samples:
+        ids = torch.tensor([[*sample.prompt, *sample.answer]])
+        labels = ids.clone()
+        labels[0, : len(sample.prompt)] = -100
+        with torch.no_grad(), base.stack.using(parts):
+            expected.append(float(base.model(input_ids=ids, labels=labels).loss))
+    assert gold_losses(base, parts, samples) == pytest.approx(expected, rel=1e-4)
+    assert len({len(sample.answer) for sample in samples}) > 1
+
+
+def test_the_stack_is_off_again_after_an_answer(base: BaseModel, parts: Parts) -> None:
+    before = base.stack.parts
+    choose_labels(base, parts, PROMPTS[:2], ["a", "b"])
+    generate(base, parts, PROMPTS[:2], 2)
+    gold_losses(base, parts, [Sample((1, 2), (3,))])
+    assert base.stack.parts is before

@@ -1,0 +1,354 @@
+"""The device: installs once, refuses what is not right, and learns from its history alone."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, load_file
+
+import client.device
+from client.device import Device, open_device
+from client.vault import Vault
+from shared.base_model import BaseModel
+from shared.corpus.user import Query, User
+from shared.errors import MesofedError
+from shared.lora.algebra import base_weights, merged
+from shared.protocol import RouterStatistics, statistics_from_record, statistics_to_record
+from shared.samples import encode, encode_prompt
+from shared.tasks import TASKS
+
+
+@pytest.fixture
+def newcomer(federation: Any, base: BaseModel, tmp_path: Path) -> Callable[..., Device]:
+    """Return a device whose person has just moved in."""
+
+    def make(user: User, name: str = "vault", methods: tuple[str, ...] = ()) -> Device:
+        vault = Vault(tmp_path / name)
+        vault.move_in(user)
+        config = federation.config
+        return Device(base, vault, methods or config.methods, config.private, config.seed)
+
+    return make
+
+
+@pytest.fixture
+def settled(federation: Any, base: BaseModel, tmp_path: Path) -> Device:
+    """A device of the federation as it was at the end, to be changed at will."""
+    shutil.copytree(federation.run_dir / "vaults" / "0001", tmp_path / "settled")
+    config = federation.config
+    return Device(base, Vault(tmp_path / "settled"), config.methods, config.private, config.seed)
+
+
+def private_files(folder: Path, version: int) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (folder / "private" / f"r{version}").iterdir()}
+
+
+def private_tensors(folder: Path, version: int) -> dict[str, bytes]:
+    """Without the logs, which tell seconds."""
+    files = private_files(folder, version)
+    return {name: data for name, data in files.items() if name.endswith(".safetensors")}
+
+
+# Installing
+
+
+def test_the_same_person_alone_gets_the_same_private_bytes(
+    federation: Any, newcomer: Callable[..., Device]
+) -> None:
+    for index in (0, 2):
+        device = newcomer(federation.people.device[index], f"alone-{index}")
+        assert device.install(federation.release_files(1)) == 1
+        there = federation.run_dir / "vaults" / f"{index:04d}"
+        alone = private_tensors(device.vault.folder, 1)
+        assert alone == private_tensors(there, 1)
+        assert set(alone) == {"oppu.safetensors", "meso-tuned.safetensors"}
+
+
+def test_two_people_get_different_private_bytes(federation: Any) -> None:
+    first, second = (federation.run_dir / "vaults" / f"{index:04d}" for index in (0, 1))
+    for name, data in private_tensors(first, 1).items():
+        assert data != private_tensors(second, 1)[name]
+
+
+def test_installing_twice_trains_once(
+    federation: Any, settled: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = private_files(settled.vault.folder, 2)
+
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(client.device, "personalise", refuse)
+    monkeypatch.setattr(client.device, "embed_user", refuse)
+    assert settled.install(federation.release_files(2)) == 2
+    assert private_files(settled.vault.folder, 2) == before
+    # Without one method's log it is not finished, and only it is trained.
+    (settled.vault.folder / "private" / "r2" / "oppu.json").unlink()
+    with pytest.raises(AssertionError, match="trained again"):
+        settled.install(federation.release_files(2))
+
+
+def test_a_method_that_was_cut_short_is_trained_to_the_same_bytes(
+    federation: Any, settled: Device
+) -> None:
+    before = private_tensors(settled.vault.folder, 2)
+    (settled.vault.folder / "private" / "r2" / "oppu.json").unlink()
+    (settled.vault.folder / "private" / "r2" / "oppu.safetensors").write_bytes(b"half")
+    settled.install(federation.release_files(2))
+    assert private_tensors(settled.vault.folder, 2) == before
+
+
+def flipped(files: dict[str, bytes]) -> dict[str, bytes]:
+    data = bytearray(files["population.safetensors"])
+    data[-3] ^= 1
+    return {**files, "population.safetensors": bytes(data)}
+
+
+def another_base(files: dict[str, bytes]) -> dict[str, bytes]:
+    manifest = json.loads(files["manifest.json"])
+    manifest["base"]["fingerprint"] = "0" * 64
+    return {**files, "manifest.json": json.dumps(manifest).encode()}
+
+
+def without_a_file(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name != "bank.safetensors"}
+
+
+def with_one_more(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {**files, "extra.json": b"{}"}
+
+
+def nothing(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {}
+
+
+@pytest.mark.parametrize("tamper", [flipped, another_base, without_a_file, with_one_more, nothing])
+def test_a_wrong_release_is_refused_and_the_last_good_one_kept(
+    tamper: Callable[..., dict[str, bytes]],
+    federation: Any,
+    newcomer: Callable[..., Device],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = newcomer(federation.people.device[0], methods=("population",))
+    device.install(federation.release_files(1))
+    before = {p: p.read_bytes() for p in device.vault.folder.rglob("*") if p.is_file()}
+    with pytest.raises(MesofedError):
+        device.install(tamper(federation.release_files(2)))
+    after = {p: p.read_bytes() for p in device.vault.folder.rglob("*") if p.is_file()}
+    assert after == before
+    assert device.statistics().release == 1
+
+
+def test_a_release_that_was_changed_in_the_vault_is_not_used(settled: Device) -> None:
+    path = settled.vault.folder / "releases" / "r2" / "router.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(MesofedError, match="not what its manifest names"):
+        settled.statistics()
+
+
+# Statistics
+
+
+def test_statistics_follow_from_the_history_by_hand(
+    federation: Any, settled: Device, base: BaseModel
+) -> None:
+    user = federation.people.device[1]
+    means = []
+    for item in user.history:
+        sample = encode(base, TASKS[item.task].history_prompt(item), item.target)
+        ids = torch.tensor([[*sample.prompt, *sample.answer][:-1]])
+        with torch.no_grad():
+            means.append(base.model.model(input_ids=ids).last_hidden_state[0].double().mean(0))
+    embedding = torch.stack(means).mean(0)
+    parts = load(federation.release_files(2)["router.safetensors"])
+    place = (embedding - parts["space.mean"].double()) @ parts["space.basis"].double()
+    place = place / place.norm()
+    logits = place @ parts["router.weight"].double() + parts["router.bias"].double()
+    experts = (logits.exp() / logits.exp().sum()).tolist()
+    cosines = (parts["anchors"].double() @ place).tolist()
+    nearest = sorted(range(3), key=lambda i: -cosines[i])[:2]
+    scores = [math.exp(cosines[i] / federation.config.bank.temperature) for i in nearest]
+    anchors = [0.0, 0.0, 0.0]
+    for index, score in zip(nearest, scores, strict=True):
+        anchors[index] = score / sum(scores)
+    entropy = -sum(p * math.log(p) for p in experts) / math.log(2)
+
+    came = settled.statistics()
+    assert came.release == 2
+    assert came.expert_weights == pytest.approx(experts, abs=2e-4)
+    assert came.anchor_weights == pytest.approx(anchors, abs=2e-4)
+    assert came.best_similarity == pytest.approx(max(cosines), abs=2e-4)
+    assert came.entropy == pytest.approx(entropy, abs=2e-4)
+
+
+def test_what_is_sent_can_be_read_in_the_vault_and_on_the_server(
+    federation: Any, settled: Device
+) -> None:
+    statistics = settled.statistics()
+    kept = settled.vault.statistics(2)
+    assert kept is not None
+    assert (
+        RouterStatistics(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
+        == statistics
+    )
+    sent = statistics_from_record(statistics_to_record(statistics), 2, 3)
+    record = json.loads((federation.run_dir / "statistics" / "r2.json").read_text())
+    (received,) = (d["statistics"] for d in record["devices"] if d["node"] == 2)
+    assert received["expert_weights"] == list(sent.expert_weights)
+    assert received["anchor_weights"] == list(sent.anchor_weights)
+    assert sent.expert_weights == pytest.approx(statistics.expert_weights, abs=1e-4)
+
+
+# What training may read
+
+
+def test_queries_never_enter_private_training(
+    federation: Any, newcomer: Callable[..., Device]
+) -> None:
+    user = federation.people.device[0]
+    poison = tuple(
+        replace(
+            query, text="poison " + query.text[::-1], gold="gear" if query.gold != "gear" else "1"
+        )
+        for query in user.queries
+    )
+    files = federation.release_files(1)
+    asked = newcomer(replace(user, queries=poison), "poisoned")
+    silent = newcomer(replace(user, queries=()), "silent")
+    asked.install(files)
+    silent.install(files)
+    expected = private_tensors(federation.run_dir / "vaults" / "0000", 1)
+    assert private_tensors(asked.vault.folder, 1) == expected
+    assert private_tensors(silent.vault.folder, 1) == expected
+    assert asked.statistics() == silent.statistics()
+
+
+def test_the_group_is_not_read_and_the_history_is(
+    federation: Any, newcomer: Callable[..., Device]
+) -> None:
+    user = federation.people.device[0]
+    files = federation.release_files(1)
+    other_group = newcomer(replace(user, group=None), "no-group")
+    other_group.install(files)
+    expected = private_tensors(federation.run_dir / "vaults" / "0000", 1)
+    assert private_tensors(other_group.vault.folder, 1) == expected
+    changed = replace(user.history[0], text=user.history[0].text[::-1])
+    other_past = newcomer(replace(user, history=(changed, *user.history[1:])), "other-past")
+    other_past.install(files)
+    for name, data in private_tensors(other_past.vault.folder, 1).items():
+        assert data != expected[name], name
+
+
+# Evaluating
+
+
+def test_evaluation_is_what_one_finds_by_hand(
+    federation: Any, settled: Device, base: BaseModel
+) -> None:
+    user = federation.people.device[1]
+    for method in ("oppu", "meso-tuned"):
+        tensors = load_file(settled.vault.folder / "private" / "r2" / f"{method}.safetensors")
+        result = settled.evaluate(method)
+        assert result["private_bytes"] == 4 * result["private_parameters"]
+        lora = sum(t.numel() for name, t in tensors.items() if name != "weights")
+        assert result["private_parameters"] == lora + (4 if method == "meso-tuned" else 0)
+        assert len(result["curve"]) == math.ceil(
+            len(user.history) / federation.config.private.batch_size
+        )
+        folded = settled.personalised(method).folded()
+        assert folded is not None
+        answered = {answer["query_id"]: answer for answer in result["queries"]}
+        assert set(answered) == {query.query_id for query in user.queries}
+        weights = base_weights(base.model, [m.name for m in base.maps])
+        with merged(weights, folded):
+            for query in user.queries:
+                answer = answered[query.query_id]
+                assert (answer["task"], answer["gold"]) == (query.task, query.gold)
+                assert answer["nll"] == pytest.approx(nll(base, query), rel=2e-3)
+                assert answer["prediction"] == predicted(base, query)
+        for task, scores in result["scores"].items():
+            own = [a for a in result["queries"] if a["task"] == task]
+            hits = [a["prediction"] == a["gold"] for a in own]
+            if task == "tagging":
+                assert scores["accuracy"] == pytest.approx(sum(hits) / len(hits))
+            if task == "rating":
+                errors = [abs(int(a["prediction"]) - int(a["gold"])) for a in own]
+                assert scores["mae"] == pytest.approx(sum(errors) / len(errors))
+        assert set(result["scores"]) == {query.task for query in user.queries}
+
+
+def nll(base: BaseModel, query: Query) -> float:
+    sample = encode(base, TASKS[query.task].query_prompt(query), query.gold)
+    ids = torch.tensor([[*sample.prompt, *sample.answer]])
+    labels = ids.clone()
+    labels[0, : len(sample.prompt)] = -100
+    with torch.no_grad():
+        return float(base.model(input_ids=ids, labels=labels).loss)
+
+
+def predicted(base: BaseModel, query: Query) -> str:
+    """Decode greedily; among the labels where the task has them."""
+    ids = list(encode_prompt(base, TASKS[query.task].query_prompt(query)))
+    end, start, labels = base.tokenizer.eos_token_id, len(ids), TASKS[query.task].labels
+    spelled = [[*base.tokenizer.encode(f" {label}"), end] for label in labels or ()]
+    while len(ids) - start < client.device.ANSWER_TOKENS and end not in ids[start:]:
+        with torch.no_grad():
+            logits = base.model(input_ids=torch.tensor([ids])).logits[0, -1]
+        done = ids[start:]
+        allowed = [s[len(done)] for s in spelled if s[: len(done)] == done]
+        ids.append(max(allowed or range(len(logits)), key=lambda token: float(logits[token])))
+    return str(base.tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
+
+
+def test_what_the_simulation_wrote_is_what_the_device_says(
+    federation: Any, settled: Device
+) -> None:
+    written = json.loads((federation.run_dir / "results" / "0001.json").read_text())
+    for method, expected in written["methods"].items():
+        came = json.loads(json.dumps(settled.evaluate(method)))
+        assert came["queries"] == expected["queries"]
+        assert came["curve"] == expected["curve"]
+    assert written["statistics"] == settled.vault.statistics(2)
+
+
+def test_a_method_that_is_unknown_or_not_trained_is_an_error(settled: Device) -> None:
+    with pytest.raises(MesofedError, match=r"Expected one of base, .*got method 'oppo'"):
+        settled.personalised("oppo")
+    with pytest.raises(MesofedError, match=r"mta to be trained .* Trained are: population, oppu"):
+        settled.evaluate("mta")
+    assert settled.personalised("experts").private is None  # needs no training
+
+
+# Opening
+
+
+def test_a_node_of_a_simulation_is_the_person_of_its_partition(
+    federation: Any, device_context: Any, tmp_path: Path
+) -> None:
+    shutil.copy(federation.run_dir / "config.toml", tmp_path / "config.toml")
+    for index in (2, 0):
+        context = device_context(tmp_path, **{"partition-id": index, "num-partitions": 3})
+        device = open_device(context)
+        assert device.vault.folder == tmp_path / "vaults" / f"{index:04d}"
+        assert device.vault.person() == federation.people.device[index]
+    with pytest.raises(MesofedError, match=r"below 3, the number of device users; got 3"):
+        open_device(device_context(tmp_path, **{"partition-id": 3, "num-partitions": 4}))
+
+
+def test_a_node_with_a_vault_of_its_own_takes_nobody_from_the_corpus(
+    federation: Any, device_context: Any, tmp_path: Path
+) -> None:
+    shutil.copy(federation.run_dir / "config.toml", tmp_path / "config.toml")
+    home = tmp_path / "elsewhere"
+    node = {"vault": str(home), "partition-id": 0, "num-partitions": 3}
+    device = open_device(device_context(tmp_path, **node))
+    with pytest.raises(MesofedError, match="mesofed device init"):
+        device.install(federation.release_files(1))
+    assert device.vault.folder == home
+    assert not device.vault.exists

@@ -1,0 +1,185 @@
+"""The stack of one person: which parts are on, at which weights, and what the device trains."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from client.personalize import Personalised, Routing, compose, personalise, route
+from shared.base_model import BaseModel
+from shared.config import PrivateConfig
+from shared.embedding import EmbeddingSpace
+from shared.lora.algebra import base_weights
+from shared.lora.lora import Factors, Lora
+from shared.methods import METHODS
+from shared.release import Release
+from shared.routing import Retrieval, Router
+from shared.samples import encode
+
+# What each method declares, written down once more: parts with weights (experts 0.7 and 0.3,
+# anchors 2 and 0 at 0.6 and 0.4; where both are on, half of each), tuned parts, private rank.
+POPULATION = [("population", 1.0)]
+EXPERTS = [("expert 0", 0.7), ("expert 1", 0.3)]
+ANCHORS = [("anchor 2", 0.6), ("anchor 0", 0.4)]
+HALVES = [(name, weight / 2) for name, weight in (*EXPERTS, *ANCHORS)]
+EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
+    "base": ([], [], 0),
+    "population": (POPULATION, [False], 0),
+    "experts": (POPULATION + EXPERTS, [False] * 3, 0),
+    "anchors": (POPULATION + ANCHORS, [False] * 3, 0),
+    "oppu": (POPULATION, [False], 3),
+    "proper": (POPULATION + EXPERTS, [False] * 3, 3),
+    "mta": (POPULATION + ANCHORS, [False] * 3, 1),
+    "meso": (POPULATION + HALVES, [False] * 5, 1),
+    "meso-tuned": (POPULATION + HALVES, [False] + [True] * 4, 1),
+}
+ROUTING = Routing(torch.tensor([0.7, 0.3]), Retrieval((2, 0), (0.6, 0.4), (0.9, 0.5)))
+CONFIG = PrivateConfig(rank=3, stack_rank=1, epochs=1, batch_size=2, learning_rate=5e-3)
+
+
+def random_lora(base: BaseModel, rank: int, seed: int) -> Lora:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    return Lora(
+        {m.name: Factors(draw(m.in_features, rank), draw(rank, m.out_features)) for m in base.maps}
+    )
+
+
+@pytest.fixture(scope="module")
+def release(base: BaseModel) -> Release:
+    experts = tuple(random_lora(base, 2, 10 + i) for i in range(2))
+    bank = tuple(random_lora(base, 1, 20 + i) for i in range(3))
+    return Release(
+        version=1,
+        base_name="tiny",
+        base_fingerprint=base.fingerprint,
+        population=random_lora(base, 4, 1),
+        experts=experts,
+        router=Router(torch.tensor([[1.0, -1.0], [0.0, 2.0]]), torch.tensor([0.5, 0.0])),
+        bank=bank,
+        anchors=torch.tensor([[0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]]),
+        space=EmbeddingSpace(torch.zeros(base.width), torch.eye(base.width)[:, :2]),
+        top_k=2,
+        temperature=0.2,
+    )
+
+
+def named(release: Release, name: str) -> Lora:
+    kind, _, index = name.partition(" ")
+    if kind == "population":
+        return release.population
+    return {"expert": release.experts, "anchor": release.bank}[kind][int(index)]
+
+
+def with_delta(base: BaseModel, weighted: list[tuple[Lora, float]], ids: Tensor) -> Tensor:
+    """Logits of the plain model with every update added to its weights, densely."""
+    weights = base_weights(base.model, [m.name for m in base.maps])
+    kept = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        for name, weight in weights.items():
+            for lora, factor in weighted:
+                weight.data += factor * (lora.factors[name].a @ lora.factors[name].b).T
+        with torch.no_grad():
+            return base.model(input_ids=ids).logits.float()
+    finally:
+        for name, weight in weights.items():
+            weight.data.copy_(kept[name])
+
+
+def with_parts(base: BaseModel, stack: Personalised, ids: Tensor) -> Tensor:
+    with torch.no_grad(), base.stack.using(stack.parts(base)):
+        return base.model(input_ids=ids).logits.float()
+
+
+def ids_of(base: BaseModel) -> Tensor:
+    return torch.tensor([base.tokenizer.encode("post: what a day"), list(range(40, 56))])
+
+
+def test_the_table_names_every_method() -> None:
+    assert set(EXPECTED) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", list(EXPECTED))
+def test_a_method_has_the_declared_parts_at_their_weights(method: str, release: Release) -> None:
+    stack, tuned = compose(release, METHODS[method], ROUTING)
+    parts, expected_tuned, _ = EXPECTED[method]
+    assert len(stack.shared) == len(parts)
+    for lora, (name, _) in zip(stack.shared, parts, strict=True):
+        assert lora is named(release, name), name
+    assert stack.weights.tolist() == pytest.approx([weight for _, weight in parts])
+    assert tuned.tolist() == expected_tuned
+    assert stack.private is None
+
+
+@pytest.mark.parametrize("method", list(EXPECTED))
+def test_the_device_trains_what_the_method_leaves_to_it(
+    method: str, release: Release, base: BaseModel
+) -> None:
+    samples = tuple(encode(base, f"post: {i}\ntag:", "gear") for i in range(3))
+    trained = personalise(base, release, METHODS[method], ROUTING, samples, CONFIG, seed=3)
+    parts, tuned, rank = EXPECTED[method]
+    start = [weight for _, weight in parts]
+    if rank == 0:
+        assert (trained.private, trained.private_parameters, trained.curve) == (None, 0, ())
+        assert trained.weights.tolist() == pytest.approx(start)
+    else:
+        assert trained.private is not None
+        assert trained.private.rank == rank
+        numbers = sum(rank * (m.in_features + m.out_features) for m in base.maps)
+        assert trained.private_parameters == numbers + sum(tuned)
+        assert [step for step, _ in trained.curve] == [0, 1]
+        assert trained.tokens == sum(len(sample) for sample in samples)
+        moved = [abs(w - s) > 1e-6 for w, s in zip(trained.weights.tolist(), start, strict=True)]
+        assert moved == tuned
+        for _, factors in trained.private:
+            assert float(factors.b.abs().max()) > 0
+    # Folded into one LoRA or laid over the base: the same as adding it all up, densely.
+    ids = ids_of(base)
+    everything = [
+        (named(release, name), weight)
+        for (name, _), weight in zip(parts, trained.weights.tolist(), strict=True)
+    ]
+    if trained.private is not None:
+        everything.append((trained.private, 1.0))
+    expected = with_delta(base, everything, ids)
+    torch.testing.assert_close(with_parts(base, trained, ids), expected, atol=2e-4, rtol=1e-4)
+    folded = trained.folded()
+    assert (folded is None) == (not everything)
+    if folded is not None:
+        came = with_delta(base, [(folded, 1.0)], ids)
+        torch.testing.assert_close(came, expected, atol=2e-4, rtol=1e-4)
+        plain = with_delta(base, [], ids)
+        assert float((expected - plain).abs().max()) > 0.1
+
+
+def test_private_training_starts_from_the_shared_parts(base: BaseModel, release: Release) -> None:
+    sample = encode(base, "post: a\ntag:", "gear")
+    method = METHODS["meso"]
+    trained = personalise(base, release, method, ROUTING, (sample,), CONFIG, seed=3)
+    stack, _ = compose(release, method, ROUTING)
+    weighted = list(zip(stack.shared, stack.weights.tolist(), strict=True))
+    ids = torch.tensor([[*sample.prompt, *sample.answer]])
+    logits = with_delta(base, weighted, ids)[0, len(sample.prompt) - 1 : -1]
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(sample.answer))
+    ((step, first),) = trained.curve
+    assert (step, first) == (0, pytest.approx(float(loss), rel=1e-4))
+
+
+def test_a_person_is_routed_by_hand(release: Release, base: BaseModel) -> None:
+    # The space keeps the first two coordinates: (3, 4) lies at (0.6, 0.8) on the circle.
+    embedding = torch.zeros(base.width)
+    embedding[:2] = torch.tensor([3.0, 4.0])
+    routing = route(release, embedding)
+    # Router logits: 0.6 * 1 + 0.8 * 0 + 0.5 = 1.1 and 0.6 * -1 + 0.8 * 2 + 0 = 1.0.
+    first = math.exp(1.1) / (math.exp(1.1) + math.exp(1.0))
+    assert routing.experts.tolist() == pytest.approx([first, 1 - first], abs=1e-6)
+    # Cosines with the anchors (0,1), (-1,0), (1,0): 0.8, -0.6, 0.6. The two nearest, at 0.2.
+    nearer = 1 / (1 + math.exp(-(0.8 - 0.6) / 0.2))
+    assert routing.retrieval.anchors == (0, 2)
+    assert routing.retrieval.similarities == pytest.approx((0.8, 0.6), abs=1e-6)
+    assert routing.retrieval.weights == pytest.approx((nearer, 1 - nearer), abs=1e-5)
+    assert nearer > 0.5

@@ -1,0 +1,144 @@
+"""The ServerApp: rounds in order, finished ones skipped, an unfinished one done again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+import server.training
+from client.egress import egress_guard
+from server.app import app as server_app
+from shared.atomic_file import write_bytes, write_json
+from shared.config import RunConfig, dump_config, load_config
+from shared.errors import MesofedError
+from shared.protocol import (
+    RouterStatistics,
+    read_statistics_request,
+    release_from_content,
+    statistics_to_content,
+)
+from simulations.local_grid import run_local
+
+DEVICES = 4
+
+
+class Federation:
+    """A run whose trainer and devices are stand-ins that keep a diary."""
+
+    def __init__(self, run_dir: Path, **rounds: Any) -> None:
+        self.run_dir = run_dir
+        self.trained: list[int] = []
+        self.installed: list[tuple[int, int, tuple[str, ...]]] = []
+        self.broken: set[int] = set()
+        config = RunConfig.model_validate(
+            {
+                "corpus": {"server_users": 6, "device_users": DEVICES},
+                "rounds": {"deadline_seconds": 20.0, **rounds},
+            }
+        )
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
+
+    def train_release(self, config: RunConfig, run_dir: Path, version: int, users: Any) -> Path:
+        assert len(users) == 6
+        self.trained.append(version)
+        folder = run_dir / "releases" / f"r{version}"
+        write_bytes(folder / "population.safetensors", b"\x01" * version)
+        # What a crash in the middle of a write leaves behind.
+        write_bytes(folder / ".manifest.json.1a2b.tmp", b"{")
+        write_json(folder / "manifest.json", {"release": version, "experts": 2, "anchors": 1})
+        return folder
+
+    def client_app(self) -> ClientApp:
+        app = ClientApp(mods=[egress_guard])
+
+        @app.train("install_release")
+        def install(message: Message, context: Context) -> Message:
+            if context.node_id in self.broken:
+                raise RuntimeError("broken")
+            release, files = release_from_content(message.content)
+            self.installed.append((context.node_id, release, tuple(files)))
+            return Message(RecordDict(), reply_to=message)
+
+        @app.query("router_statistics")
+        def router_statistics(message: Message, context: Context) -> Message:
+            release = read_statistics_request(message.content)
+            statistics = RouterStatistics(
+                release, (context.node_id / 10, 1 - context.node_id / 10), (1.0,), 0.5, 0.5
+            )
+            return Message(statistics_to_content(statistics), reply_to=message)
+
+        return app
+
+    def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server.training, "train_release", self.train_release)
+        run_local(server_app, self.client_app(), self.run_dir, DEVICES)
+
+    def statistics(self, release: int) -> dict[str, Any]:
+        path = self.run_dir / "statistics" / f"r{release}.json"
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record
+
+
+def test_every_round_trains_broadcasts_gathers_and_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path / "run", count=2)
+    federation.run(monkeypatch)
+    assert federation.trained == [1, 2]
+    files = ("manifest.json", "population.safetensors")
+    assert sorted(federation.installed) == [(n, r, files) for n in (1, 2, 3, 4) for r in (1, 2)]
+    for release in (1, 2):
+        record = federation.statistics(release)
+        assert (record["asked"], record["answered"], record["refused"]) == (4, 4, [])
+        assert [device["node"] for device in record["devices"]] == [1, 2, 3, 4]
+        assert [d["statistics"]["release"] for d in record["devices"]] == [release] * 4
+        assert record["mean"] == {"expert_weights": [0.25, 0.75], "anchor_weights": [1.0]}
+
+
+def test_a_finished_round_is_skipped_and_a_lost_one_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path / "run", count=2)
+    federation.run(monkeypatch)
+    first, second = federation.statistics(1), federation.statistics(2)
+    (tmp_path / "run" / "statistics" / "r2.json").unlink()
+    federation.run(monkeypatch)
+    assert federation.trained == [1, 2, 2]
+    assert (federation.statistics(1), federation.statistics(2)) == (first, second)
+    federation.run(monkeypatch)
+    assert federation.trained == [1, 2, 2]
+
+
+def test_a_missed_quorum_stops_the_run_and_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path / "run", quorum=0.75)
+    federation.broken = {1, 3}
+    with pytest.raises(MesofedError, match=r"at least 3 of 4 devices to install release 1; 2 did"):
+        federation.run(monkeypatch)
+    assert not (tmp_path / "run" / "statistics").exists()
+    federation.broken = {3}
+    federation.run(monkeypatch)
+    record = federation.statistics(1)
+    assert (record["asked"], record["answered"]) == (4, 3)
+    assert [entry["node"] for entry in record["refused"]] == [3]
+
+
+def test_a_run_without_a_config_gets_one_that_it_can_be_resumed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path / "run")
+    kept = tmp_path / "run" / "config.toml"
+    kept.unlink()
+
+    def stop(config: RunConfig, *arguments: Any) -> Path:
+        raise MesofedError("far enough")
+
+    monkeypatch.setattr(federation, "train_release", stop)
+    with pytest.raises(MesofedError, match="far enough"):
+        federation.run(monkeypatch)
+    assert load_config(kept) == RunConfig()

@@ -1,0 +1,445 @@
+"""The cohort trainer: a batch of users is each user alone, and each alone is plain PyTorch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from shared import tiny, training
+from shared.base_model import BaseModel, load_base
+from shared.config import BaseConfig, TrainingConfig
+from shared.lora.layer import Parts
+from shared.lora.lora import Factors, Lora
+from shared.lora.slab import Slab
+from shared.samples import Batch, Sample, collate, encode
+from shared.training import (
+    FusionWeights,
+    RowAdamW,
+    Trained,
+    Trainee,
+    answer_losses,
+    batches_of,
+    learning_rate,
+    mean_per_user,
+    train_cohort,
+)
+
+CONFIG = TrainingConfig(
+    rank=2, epochs=2, batch_size=2, learning_rate=5e-3, weight_decay=0.1, warmup=0.3, clip_norm=0.2
+)
+CPU = torch.device("cpu")
+
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["all layers", "top layers"])
+def base(request: pytest.FixtureRequest) -> BaseModel:
+    """Return ``tiny`` with LoRAs in all layers, or over a frozen prefix."""
+    config = BaseConfig(name="tiny", format="fp32", max_tokens=64, top_layers=request.param)
+    return load_base(config, ("q_proj", "v_proj"))
+
+
+def random_lora(base: BaseModel, rank: int, seed: int) -> Lora:
+    """Return a LoRA with no zero factor, so that every gradient is there from the first step."""
+    generator = torch.Generator().manual_seed(seed)
+    return Lora(
+        {
+            m.name: Factors(
+                torch.randn(m.in_features, rank, generator=generator) * 0.1,
+                torch.randn(rank, m.out_features, generator=generator) * 0.1,
+            )
+            for m in base.maps
+        }
+    )
+
+
+def trainee(base: BaseModel, name: str, samples: int, length: int = 12) -> Trainee:
+    """Return a user whose samples have different lengths."""
+    return Trainee(
+        name,
+        tuple(
+            encode(base, f"{name} {i}".ljust(length + 2 * i, "."), f"{name}{'!' * i}")
+            for i in range(samples)
+        ),
+        seed=len(name) + samples,
+    )
+
+
+@pytest.fixture(scope="module")
+def people(base: BaseModel) -> list[Trainee]:
+    """Return three users with 6, 4 and 2 steps of training."""
+    return [trainee(base, "ada", 3, 9), trainee(base, "bob", 5, 20), trainee(base, "eve", 2, 14)]
+
+
+@pytest.fixture(scope="module")
+def start(base: BaseModel) -> Slab:
+    return Slab.of(base.maps, [random_lora(base, 2, seed) for seed in (1, 2, 3)])
+
+
+def alone(
+    base: BaseModel,
+    people: Sequence[Trainee],
+    start: Slab,
+    user: int,
+    fusion: FusionWeights | None = None,
+) -> Trained:
+    own = replace(start, rows=start.rows[[user]])
+    if fusion is not None and fusion.values is not None:
+        fusion = replace(fusion, values=fusion.values[[user]])
+    return train_cohort(base, [people[user]], own, CONFIG, fusion)
+
+
+def assert_moved_alike(came: Tensor, expected: Tensor, before: Tensor) -> None:
+    """Compare what training changed: sums in another order may differ by 1e-3 of the change.
+
+    In a batch matrices have other sizes, and Adam amplifies the rounding of tiny gradients.
+    Measured are 3e-5 against training alone and 2e-4 against plain PyTorch; a shared clipping
+    norm, schedule or step count gives more than 1e-2.
+    """
+    change = (expected - before).norm()
+    assert change > 1e-3
+    assert (came - expected).norm() <= 1e-3 * change
+
+
+# The optimiser
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.01, 0.3]),
+)
+def test_row_adamw_is_adamw_with_one_optimiser_a_row(
+    seed: int, steps: list[int], decay: float
+) -> None:
+    steps.sort(reverse=True)  # users that run out leave from the end
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(len(steps), 5, generator=generator, dtype=torch.float64)
+    theirs = [row.clone().requires_grad_() for row in rows]
+    optimisers = [
+        torch.optim.AdamW([row], lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
+        for row in theirs
+    ]
+    ours = RowAdamW(rows, decay)
+    for step in range(steps[0]):
+        active = sum(count > step for count in steps)
+        gradient = torch.randn(active, 5, generator=generator, dtype=torch.float64)
+        rates = torch.rand(active, 1, generator=generator, dtype=torch.float64)
+        for row, optimiser, own, rate in zip(theirs, optimisers, gradient, rates, strict=False):
+            row.grad = own.clone()
+            optimiser.param_groups[0]["lr"] = rate.item()
+            optimiser.step()
+        ours.step(gradient, rates, step + 1)
+        torch.testing.assert_close(rows, torch.stack([r.detach() for r in theirs]))
+
+
+# The schedule
+
+
+def test_learning_rate_rises_linearly_then_falls_as_a_cosine() -> None:
+    config = TrainingConfig(learning_rate=2.0, warmup=0.25)
+    rates = [learning_rate(config, step, 8) for step in range(8)]  # two steps of warm-up
+    falling = [1 + math.cos(math.pi * done / 6) for done in range(6)]
+    assert rates == pytest.approx([1.0, 2.0, *falling])
+    assert rates[5] == pytest.approx(1.0)  # half of the fall, half of the rate
+
+
+def test_learning_rate_of_very_short_training() -> None:
+    assert learning_rate(TrainingConfig(learning_rate=3.0, warmup=0.1), 0, 1) == 3.0
+    assert learning_rate(TrainingConfig(learning_rate=3.0, warmup=0.0), 0, 1) == 3.0
+    rates = [learning_rate(TrainingConfig(learning_rate=3.0, warmup=0.0), s, 2) for s in (0, 1)]
+    assert rates == pytest.approx([3.0, 1.5])
+
+
+@given(st.integers(1, 40), st.floats(0, 0.9))
+def test_learning_rate_is_always_positive_and_bounded(steps: int, warmup: float) -> None:
+    config = TrainingConfig(learning_rate=1.0, warmup=warmup)
+    rates = [learning_rate(config, step, steps) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert max(rates) == 1
+
+
+# The loss
+
+
+def test_mean_per_user_weighs_users_alike() -> None:
+    long, short = Sample((1, 2), (3, 4, 5)), Sample((1,), (2,))
+    batch = collate([[long, short], [short]], 0, CPU)  # answer tokens: 3, 1 | 1
+    losses = torch.tensor([1.0, 2.0, 3.0, 6.0, 10.0])
+    assert mean_per_user(losses, batch).tolist() == [3.0, 10.0]
+    nobody = replace(batch, users=3)
+    assert mean_per_user(losses, nobody).tolist() == [3.0, 10.0, 0.0]
+
+
+def plain_losses(model: LlamaForCausalLM, samples: Sequence[Sample], weights: Weights) -> Tensor:
+    """Return the mean loss by transformers itself, one unpadded sample at a time."""
+    total, count = torch.zeros(()), 0
+    for sample in samples:
+        ids = torch.tensor([sample.prompt + sample.answer])
+        labels = ids.clone()
+        labels[0, : len(sample.prompt)] = -100
+        output = torch.func.functional_call(
+            model, weights, kwargs={"input_ids": ids, "labels": labels}
+        )
+        total = total + output.loss * len(sample.answer)
+        count += len(sample.answer)
+    return total / count
+
+
+def test_losses_and_their_gradient_are_those_of_transformers(
+    base: BaseModel, people: list[Trainee], start: Slab
+) -> None:
+    samples = people[1].samples
+    leaves = start.leaves(1)
+    with base.stack.using(Parts(private=leaves)):
+        batch = collate([samples], base.pad_token, base.device)
+        loss = mean_per_user(answer_losses(base, batch), batch)[0]
+        learned = [t for f in leaves.values() for t in (f.a, f.b)]
+        gradient = Slab.to_rows(torch.autograd.grad(loss, learned))
+
+    model = tiny.build_model()
+    row = start.rows[:1].clone().requires_grad_()
+    expected = plain_losses(model, samples, adapted_weights(base, model, [start.views(row)]))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    (wanted,) = torch.autograd.grad(expected, row)
+    assert wanted.norm() > 0.1
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
+
+
+def adapted_weights(
+    base: BaseModel,
+    model: LlamaForCausalLM,
+    views: Sequence[dict[str, Factors]],
+    shared: Sequence[Lora] = (),
+    shares: Tensor | None = None,
+) -> Weights:
+    """Return the dense weights W + sum_p g_p B_p A_p + b a of the first user."""
+    weights = {}
+    for linear in base.maps:
+        weight = model.get_submodule(linear.name).weight.detach()
+        for part, lora in enumerate(shared):
+            assert shares is not None
+            factors = lora.factors[linear.name]
+            weight = weight + shares[part] * (factors.a @ factors.b).T
+        for view in views:
+            weight = weight + (view[linear.name].a[0] @ view[linear.name].b[0]).T
+        weights[f"{linear.name}.weight"] = weight
+    return weights
+
+
+# Mini-batches
+
+
+def test_every_epoch_sees_every_sample_once_in_an_order_of_the_seed(people: list[Trainee]) -> None:
+    bob = people[1]
+    batches = batches_of(bob, CONFIG)
+    assert [len(batch) for batch in batches] == [2, 2, 1, 2, 2, 1]
+    epochs = [[*a, *b, *c] for a, b, c in (batches[:3], batches[3:])]
+    assert all(sorted(e, key=len) == sorted(bob.samples, key=len) for e in epochs)
+    assert epochs[0] != epochs[1]
+    assert batches_of(bob, CONFIG) == batches
+    assert batches_of(replace(bob, seed=bob.seed + 1), CONFIG) != batches
+
+
+# Training
+
+
+def train_plainly(
+    base: BaseModel,
+    person: Trainee,
+    row: Tensor,
+    maps_view: Slab,
+    fusion: FusionWeights | None = None,
+) -> tuple[Tensor, Tensor | None, list[float], list[float]]:
+    """Train one user with torch.optim.AdamW on dense weights: row, weights, losses, norms."""
+    model = tiny.build_model()
+    row = row.clone().requires_grad_()  # (1, parameters)
+    optimiser = torch.optim.AdamW([row], weight_decay=CONFIG.weight_decay)
+    shares, shared = None, fusion.loras if fusion else ()
+    if fusion is not None and fusion.values is not None:
+        shares = fusion.values[0].clone().requires_grad_()
+        shares_optimiser = torch.optim.AdamW([shares], weight_decay=0.0)
+    batches = batches_of(person, CONFIG)
+    losses, norms = [], []
+    for step, samples in enumerate(batches):
+        weights = adapted_weights(base, model, [maps_view.views(row)], shared, shares)
+        loss = plain_losses(model, samples, weights)
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_([row], CONFIG.clip_norm).item())
+        rate = learning_rate(CONFIG, step, len(batches))
+        optimiser.param_groups[0]["lr"] = rate
+        optimiser.step()
+        if fusion is not None and shares is not None:
+            assert shares.grad is not None
+            assert fusion.tuned is not None
+            shares.grad *= fusion.tuned
+            share = fusion.learning_rate / CONFIG.learning_rate
+            shares_optimiser.param_groups[0]["lr"] = rate * share
+            shares_optimiser.step()
+            shares.grad = None
+        row.grad = None
+        losses.append(loss.item())
+    return row.detach(), None if shares is None else shares.detach(), losses, norms
+
+
+@pytest.fixture(scope="module")
+def fusion(base: BaseModel) -> FusionWeights:
+    """Return three shared parts, two of which are tuned."""
+    return FusionWeights(
+        tuple(random_lora(base, rank, 20 + rank) for rank in (3, 1, 2)),
+        torch.tensor([[1.0, 0.5, -0.5], [1.0, 0.1, 0.9], [1.0, 0.3, 0.2]]),
+        torch.tensor([False, True, True]),
+        learning_rate=0.03,
+    )
+
+
+@pytest.mark.parametrize("user", range(3))
+def test_a_cohort_trains_each_user_as_plain_pytorch_does(
+    base: BaseModel, people: list[Trainee], start: Slab, fusion: FusionWeights, user: int
+) -> None:
+    trained = train_cohort(base, people, start, CONFIG, fusion)
+    assert fusion.values is not None
+    own = replace(fusion, values=fusion.values[[user]])
+    row, shares, losses, norms = train_plainly(base, people[user], start.rows[[user]], start, own)
+    assert max(norms) > 1.2 * CONFIG.clip_norm  # or clipping would not be tested
+    assert_moved_alike(trained.slab.rows[user], row[0], start.rows[user])
+    assert trained.weights is not None
+    assert shares is not None
+    assert_moved_alike(trained.weights[user], shares, fusion.values[user])
+    curve = trained.curves[people[user].name]
+    assert [step for step, _ in curve] == list(range(len(losses)))
+    assert [loss for _, loss in curve] == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_cohort_trains_each_user_as_if_alone(
+    base: BaseModel, people: list[Trainee], start: Slab
+) -> None:
+    before = start.rows.clone()
+    trained = train_cohort(base, people, start, CONFIG)
+    assert torch.equal(start.rows, before)
+    assert [len(trained.curves[p.name]) for p in people] == [4, 6, 2]
+    assert trained.weights is None
+    for user in range(3):
+        own = alone(base, people, start, user)
+        assert_moved_alike(trained.slab.rows[user], own.slab.rows[0], before[user])
+    assert trained.tokens == CONFIG.epochs * sum(len(s) for p in people for s in p.samples)
+
+
+def test_the_order_of_users_and_the_division_into_batches_do_not_matter(
+    base: BaseModel,
+    people: list[Trainee],
+    start: Slab,
+    fusion: FusionWeights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert fusion.values is not None
+    together = train_cohort(base, people, start, CONFIG, fusion)
+    turned = train_cohort(
+        base,
+        people[::-1],
+        replace(start, rows=start.rows.flip(0)),
+        CONFIG,
+        replace(fusion, values=fusion.values.flip(0)),
+    )
+    monkeypatch.setattr(training, "BATCH_TOKENS", 1)
+    singly = train_cohort(base, people, start, CONFIG, fusion)
+    assert together.weights is not None
+    assert turned.weights is not None
+    assert singly.weights is not None
+    for user, person in enumerate(people):
+        for rows, weights in (
+            (turned.slab.rows.flip(0), turned.weights.flip(0)),
+            (singly.slab.rows, singly.weights),
+        ):
+            assert_moved_alike(rows[user], together.slab.rows[user], start.rows[user])
+            assert_moved_alike(weights[user], together.weights[user], fusion.values[user])
+        # A batch of one user is that user's training, bit by bit.
+        own = alone(base, people, start, user, fusion)
+        assert torch.equal(singly.slab.rows[user], own.slab.rows[0])
+        assert singly.curves[person.name] == own.curves[person.name]
+    assert together.tokens == turned.tokens == singly.tokens
+
+
+def test_training_again_gives_the_same_bits(
+    base: BaseModel, people: list[Trainee], start: Slab
+) -> None:
+    torch.manual_seed(1)
+    first = train_cohort(base, people, start, CONFIG)
+    torch.manual_seed(2)
+    again = train_cohort(base, people, start, CONFIG)
+    assert torch.equal(first.slab.rows, again.slab.rows)
+    assert first.curves == again.curves
+
+
+def test_users_are_divided_so_that_batches_fit(
+    base: BaseModel,
+    people: list[Trainee],
+    start: Slab,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def watched(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.device) -> Batch:
+        batch = collate(groups, pad_token, device)
+        sizes.append((batch.users, batch.tokens))
+        return batch
+
+    monkeypatch.setattr(training, "collate", watched)
+    monkeypatch.setattr(training, "BATCH_TOKENS", 160)
+    train_cohort(base, people, start, CONFIG)
+    assert {users for users, _ in sizes} == {1, 2}
+    assert max(tokens for _, tokens in sizes) <= 160
+
+
+def test_only_tuned_weights_move(
+    base: BaseModel, people: list[Trainee], start: Slab, fusion: FusionWeights
+) -> None:
+    assert fusion.values is not None
+    before = fusion.values.clone()
+    tuned = train_cohort(base, people, start, CONFIG, fusion)
+    assert tuned.weights is not None
+    assert torch.equal(fusion.values, before)
+    assert torch.equal(tuned.weights[:, 0], before[:, 0])
+    assert ((tuned.weights - before)[:, 1:].abs() > 1e-4).all()
+    frozen = train_cohort(base, people, start, CONFIG, replace(fusion, tuned=None))
+    assert frozen.weights is not None
+    assert torch.equal(frozen.weights, before)
+    assert not torch.equal(frozen.slab.rows, tuned.slab.rows)
+
+
+def test_weights_may_be_tuned_without_a_private_lora(
+    base: BaseModel, people: list[Trainee], fusion: FusionWeights
+) -> None:
+    assert fusion.values is not None
+    trained = train_cohort(base, people, Slab.initial(base.maps, 0, [1, 2, 3]), CONFIG, fusion)
+    assert trained.slab.rows.shape == (3, 0)
+    assert trained.weights is not None
+    assert ((trained.weights - fusion.values)[:, 1:].abs() > 1e-4).all()
+
+
+def test_training_leaves_the_base_model_alone(
+    base: BaseModel, people: list[Trainee], start: Slab
+) -> None:
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    train_cohort(base, people, start, CONFIG)
+    assert all(torch.equal(before[name], value) for name, value in base.model.state_dict().items())
+    assert base.stack.parts == Parts()
+    assert all(parameter.grad is None for parameter in base.model.parameters())
+
+
+def test_an_easy_task_is_learned(base: BaseModel) -> None:
+    config = TrainingConfig(rank=4, epochs=30, batch_size=4, learning_rate=3e-2, warmup=0.1)
+    samples = tuple(encode(base, f"say {word}:", "yes") for word in ("a", "bb", "ccc", "dd"))
+    curve = train_cohort(
+        base, [Trainee("easy", samples, 1)], Slab.initial(base.maps, 4, [2]), config
+    ).curves["easy"]
+    first, last = curve[0][1], curve[-1][1]
+    assert first > 3  # nats a token: the model knows nothing
+    assert last < 0.5 * first
