@@ -33,9 +33,6 @@ FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 PARTS = ("population", "experts", "bank", "router")
 
-# Far above every real release: a manifest must not make a device count to a billion.
-Count = Annotated[int, Field(ge=1, le=65_536)]
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -58,9 +55,9 @@ class BaseEntry(_Section):
 class Ranks(_Section):
     """Ranks of the LoRAs in a release."""
 
-    population: Count
-    experts: Count
-    bank: Count
+    population: PositiveInt
+    experts: PositiveInt
+    bank: PositiveInt
 
 
 class Manifest(_Section):
@@ -70,10 +67,10 @@ class Manifest(_Section):
     release: PositiveInt
     base: BaseEntry
     ranks: Ranks
-    experts: Count
-    anchors: Count
-    dimensions: Count
-    top_k: Count
+    experts: PositiveInt
+    anchors: PositiveInt
+    dimensions: PositiveInt
+    top_k: PositiveInt
     temperature: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
     files: dict[str, FileEntry]
 

@@ -78,4 +78,5 @@ def normalised_entropy(weights: Tensor) -> Tensor:
     if count < 2:
         return torch.zeros(weights.shape[:-1])
     entropy: Tensor = torch.special.entr(weights).sum(-1)
-    return entropy / math.log(count)
+    # Sums of equal weights round up as well as down.
+    return (entropy / math.log(count)).clamp(0, 1)

@@ -215,17 +215,17 @@ def _cohorts(plans: Sequence[Sequence[Sequence[Sample]]]) -> list[list[int]]:
     """Divide users into cohorts whose largest batch fits ``BATCH_TOKENS``, longest plans first."""
     order = sorted(range(len(plans)), key=lambda i: (-len(plans[i]), i))
     cohorts: list[list[int]] = []
-    largest = 0
+    rows = length = 0  # every user of a cohort is padded to its longest batch and longest sample
     for index in order:
-        rows = max(len(batch) for batch in plans[index])
-        length = max(len(sample) for batch in plans[index] for sample in batch)
-        grown = max(largest, rows * length)
-        if cohorts and (len(cohorts[-1]) + 1) * grown <= BATCH_TOKENS:
+        own_rows = max(len(batch) for batch in plans[index])
+        own_length = max(len(sample) for batch in plans[index] for sample in batch)
+        grown = max(rows, own_rows), max(length, own_length)
+        if cohorts and (len(cohorts[-1]) + 1) * grown[0] * grown[1] <= BATCH_TOKENS:
             cohorts[-1].append(index)
-            largest = grown
+            rows, length = grown
         else:
             cohorts.append([index])
-            largest = rows * length
+            rows, length = own_rows, own_length
     return cohorts
 
 

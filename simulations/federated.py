@@ -67,8 +67,8 @@ def prepare(config: RunConfig, run_dir: Path, command: list[str]) -> None:
     corpus = load_corpus(config.corpus, config.seed)
     people = split_users(corpus, config.corpus, config.seed)
     with stage(f"load {config.base.name}", 1, "model"):
-        load_base(config.base, config.adapt)
-    write_run_record(run_dir, config, corpus, people, command)
+        base = load_base(config.base, config.adapt)
+    write_run_record(run_dir, config, base, corpus, people, command)
 
 
 def simulate(config: RunConfig, run_dir: Path) -> Summary:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from shared.atomic_file import write_json, write_text
+from shared.base_model import BaseModel
 from shared.config import RunConfig, dump_config
 from shared.corpus.load import Corpus
 from shared.corpus.split import Split
@@ -27,7 +28,12 @@ PACKAGES = (
 
 
 def write_run_record(
-    run_dir: Path, config: RunConfig, corpus: Corpus, people: Split, command: list[str]
+    run_dir: Path,
+    config: RunConfig,
+    base: BaseModel,
+    corpus: Corpus,
+    people: Split,
+    command: list[str],
 ) -> None:
     """Write ``run.json``, ``corpus.json`` and, last, ``config.toml``, which makes it a run."""
     write_json(
@@ -44,7 +50,7 @@ def write_run_record(
             "git_commit": _git_commit(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": config.seed,
-            "base": {"name": config.base.name, "format": config.base.format},
+            "base": {"name": base.name, "format": base.format, "fingerprint": base.fingerprint},
             "paths": {"run": str(run_dir.absolute()), "corpus": config.corpus.path},
         },
     )

@@ -1,6 +1,7 @@
 """Answers against slow and plain truths: one prompt, one pass, one token at a time."""
 
 import copy
+import random
 from dataclasses import replace
 
 import pytest
@@ -28,7 +29,7 @@ def parts(request: pytest.FixtureRequest, base: BaseModel) -> Parts:
     generator = torch.Generator().manual_seed(12)
 
     def draw(*shape: int) -> Tensor:
-        return 0.4 * torch.randn(*shape, generator=generator)
+        return 0.25 * torch.randn(*shape, generator=generator)
 
     shared = Lora(
         {m.name: Factors(draw(m.in_features, 3), draw(3, m.out_features)) for m in base.maps}
@@ -46,7 +47,7 @@ def brute_force(base: BaseModel, parts: Parts, prompt: str, labels: list[str]) -
     """Greedy decoding where only tokens are allowed that go on to some label."""
     end = base.tokenizer.eos_token_id
     spelled = {
-        tuple(base.tokenizer.encode(f" {label}", add_special_tokens=False)) + (end,): label
+        (*base.tokenizer.encode(f" {label}", add_special_tokens=False), end): label
         for label in labels
     }
     context, chosen = list(encode_prompt(base, prompt)), ()
@@ -57,32 +58,26 @@ def brute_force(base: BaseModel, parts: Parts, prompt: str, labels: list[str]) -
     return spelled[chosen]
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        ["a", "ab", "abc", "b", "bca", "bcb", "c"],  # some are the beginning of others
-        [
-            "drama",
-            "dream",
-            "dreamy",
-            "gear",
-            "gears",
-            "lesson",
-            "lessons",
-            "comedy",
-            "triumph",
-            "trip",
-        ],
-        ["1", "2", "3", "4", "5"],
-    ],
-)
+def label_lists() -> list[list[str]]:
+    """Lists with labels that share beginnings or are the beginning of others."""
+    rng = random.Random(3)
+    made = [
+        sorted({"".join(rng.choices("aeiost", k=rng.randint(1, 4))) for _ in range(8)})
+        for _ in range(8)
+    ]
+    return [["drama", "dream", "dreams", "gear", "gears", "lesson"], list("12345"), *made]
+
+
 def test_labels_are_chosen_as_greedy_decoding_among_them_does(
-    labels: list[str], base: BaseModel, parts: Parts
+    base: BaseModel, parts: Parts
 ) -> None:
-    expected = [brute_force(base, parts, prompt, labels) for prompt in PROMPTS]
-    assert choose_labels(base, parts, PROMPTS, labels) == expected
-    assert choose_labels(base, parts, PROMPTS, labels[::-1]) == expected
-    assert len(set(expected)) > 1, "the prompts must not all have one answer"
+    different = 0
+    for labels in label_lists():
+        expected = [brute_force(base, parts, prompt, labels) for prompt in PROMPTS]
+        assert choose_labels(base, parts, PROMPTS, labels) == expected
+        assert choose_labels(base, parts, PROMPTS, labels[::-1]) == expected
+        different += len(set(expected)) > 1
+    assert different >= 3, "prompts that all have one answer test little"
 
 
 def test_labels_that_differ_in_their_first_letter_are_told_by_one_argmax(

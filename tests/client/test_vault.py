@@ -146,5 +146,8 @@ def test_every_file_is_written_atomically(vault: Vault, monkeypatch: pytest.Monk
         for name in names
     }
     assert written == set(named)
+    # What makes a release complete, and then the current one, goes last.
+    order = [Path(name).name for name in named]
+    assert order[1:4] == ["population.safetensors", "manifest.json", "installed.json"]
     assert len(written) == 8
     assert client.vault.write_bytes is atomic_file.write_bytes

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.base_model import BaseModel
@@ -55,6 +55,7 @@ def test_history_and_queries_become_samples_through_their_task(base: BaseModel) 
     prompt=st.text("abc\n:", min_size=1, max_size=120),
     answer=st.text("xyz", max_size=120),
 )
+@example(limit=16, prompt="a" * 30, answer="x" * 30)  # less room than the cue takes
 def test_cutting_keeps_to_the_limit_and_keeps_the_cue(
     base: BaseModel, limit: int, prompt: str, answer: str
 ) -> None:

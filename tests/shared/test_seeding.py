@@ -5,13 +5,15 @@ from hypothesis import strategies as st
 
 from shared.seeding import derive_seed
 
-PARTS = st.one_of(st.integers(-1000, 1000), st.text(st.characters(exclude_characters="\x1f")))
+# Names come from UTF-8 files: no lone surrogates; and the separator itself is no part of one.
+NAMES = st.characters(exclude_categories=["Cs"], exclude_characters="\x1f")
+PARTS = st.one_of(st.integers(-1000, 1000), st.text(NAMES))
 
 
 def test_seeds_are_the_same_in_every_process_and_version() -> None:
     # Worked out with sha256sum: changing these numbers changes every result of a run.
     assert derive_seed(7) == 0x7902699BE42C8A8E >> 1
-    assert derive_seed(7, "oppu", "user-12") == EXPECTED
+    assert derive_seed(7, "oppu", "user-12") == 0x89E69E321FDAFD85 >> 1
 
 
 @given(st.integers(0, 2**31), st.lists(PARTS, max_size=4))

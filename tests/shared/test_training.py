@@ -378,11 +378,8 @@ def test_training_again_gives_the_same_bits(
     assert first.curves == again.curves
 
 
-def test_users_are_divided_so_that_batches_fit(
-    base: BaseModel,
-    people: list[Trainee],
-    start: Slab,
-    monkeypatch: pytest.MonkeyPatch,
+def test_users_are_divided_so_that_padded_batches_fit(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[tuple[int, int]] = []
 
@@ -391,11 +388,20 @@ def test_users_are_divided_so_that_batches_fit(
         sizes.append((batch.users, batch.tokens))
         return batch
 
+    def samples(count: int, length: int) -> tuple[Sample, ...]:
+        return tuple(Sample(tuple(range(length - 2)), (i, i + 1)) for i in range(count))
+
+    people = [
+        Trainee("many", samples(8, 4), 1),
+        Trainee("long", samples(1, 40), 2),
+        Trainee("as long", samples(1, 40), 3),
+    ]
     monkeypatch.setattr(training, "collate", watched)
-    monkeypatch.setattr(training, "BATCH_TOKENS", 160)
-    train_cohort(base, people, start, CONFIG)
-    assert {users for users, _ in sizes} == {1, 2}
-    assert max(tokens for _, tokens in sizes) <= 160
+    monkeypatch.setattr(training, "BATCH_TOKENS", 100)
+    config = TrainingConfig(rank=1, epochs=1, batch_size=8)
+    train_cohort(base, people, Slab.initial(base.maps, 1, [1, 2, 3]), config)
+    assert sorted(users for users, _ in sizes) == [1, 2]
+    assert all(tokens <= 100 for _, tokens in sizes)
 
 
 def test_only_tuned_weights_move(

@@ -1,4 +1,4 @@
-"""The whole federation on one machine: what it leaves, what leaves the devices, what a kill costs."""
+"""The whole federation on one machine: what it leaves, what leaves devices, what a kill costs."""
 
 import importlib.util
 import json
@@ -303,7 +303,7 @@ def federation_of(trouble: dict[int, Callable[[Message, Context], Message]]) -> 
 def test_bad_devices_cost_the_round_nothing_but_themselves(
     started: Any, federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, run = started(devices=5, quorum=0.3, deadline_seconds=8.0)
+    config, run = started(devices=5, quorum=0.3, deadline_seconds=5.0)
     for_ever = threading.Event()
 
     def raises(message: Message, context: Context) -> Message:
@@ -392,21 +392,16 @@ def assert_same_run(came: Path, expected: Path) -> None:
 # A process that starts the run again and again and dies at the next of these writes: before the
 # file has its name (the temporary one stays behind), or right after.
 KILLS = (
-    ("before", "training/r1/embedding.safetensors"),
     ("after", "training/r1/population.safetensors"),
     ("before", "training/r1/experts.json"),
     ("before", "releases/r1/manifest.json"),
-    ("after", "releases/r1/manifest.json"),
-    ("before", "vaults/0001/person.jsonl"),
     ("before", "vaults/0002/private/r1/oppu.json"),
     ("before", "statistics/r1.json"),
     ("after", "training/r2/bank.json"),
     ("before", "releases/r2/router.safetensors"),
     ("before", "vaults/0000/installed.json"),
     ("after", "vaults/0001/private/r2/meso-tuned.safetensors"),
-    ("after", "statistics/r2.json"),
     ("before", "results/0001.json"),
-    ("after", "summary.json"),
     ("before", "report.html"),
 )
 KILLER = """

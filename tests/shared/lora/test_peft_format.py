@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shared import tiny
-from shared.base_model import BaseModel
+from shared.base_model import BaseModel, load_base
+from shared.config import BaseConfig
 from shared.errors import MesofedError
 from shared.lora.algebra import concatenate, fuse
 from shared.lora.layer import Parts, expand_weights
@@ -22,7 +23,14 @@ from shared.lora.lora import Factors, Lora
 from shared.lora.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
 from shared.lora.slab import Slab
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
 IDS = torch.tensor([[104, 101, 108, 108, 111, 32], [1, 2, 3, 4, 5, 6]])
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return load_base(BaseConfig(name="tiny", format="fp32", top_layers=0), ("q_proj", "v_proj"))
 
 
 def random_lora(base: BaseModel, rank: int, seed: int, size: float = 0.1) -> Lora:
@@ -110,6 +118,8 @@ def test_the_config_is_that_of_peft_and_says_what_is_true(base: BaseModel, tmp_p
         assert (config.r, config.lora_alpha, config.use_rslora) == (3, 3, False)
         assert (config.task_type, config.bias, config.inference_mode) == ("CAUSAL_LM", "none", True)
         assert config.base_model_name_or_path == published
+    written = json.loads((tmp_path / CONFIG).read_text())["target_modules"]
+    assert written == sorted(lora.factors)  # PEFT's set has another order in every process
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     save_peft(lora, tmp_path, "org/model")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first

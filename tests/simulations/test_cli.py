@@ -1,0 +1,162 @@
+"""`mesofed simulate` and `mesofed report`: what goes wrong ends in a sentence and a number."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ASK = (
+    "What is the score of the following movie on a scale of 1 to 5? just answer with 1, 2, 3, 4, "
+    "or 5 without further explanation. movie: "
+)
+TINY = ("--set", "base.name=tiny", "--set", "base.format=fp32")
+
+
+def no_traceback(outcome: Any) -> bool:
+    return "Traceback" not in outcome.text and "Error:" in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("corpus.server_user=3", "corpus.server_user"),
+        ("sed=3", "sed"),
+        ("seed=-1", "seed"),
+        ("seed=soon", "got 'soon'"),
+        ('methods=["oppo"]', "oppo"),
+        ("engine=cloud", "'local' or 'ray'"),
+        ("seed", "Expected --set section.field=value; got 'seed'"),
+        ("seed.x.y=1", "seed"),
+        ("corpus.source=jsonl", "needs corpus.path=FILE"),
+    ],
+)
+def test_a_wrong_setting_is_named(assignment: str, said: str, mesofed: Any, tmp_path: Path) -> None:
+    done = mesofed("simulate", *TINY, "--set", assignment, "--out", tmp_path / "run")
+    assert done.code == 1, done.text
+    assert no_traceback(done)
+    assert said in done.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_that_is_not_there_or_not_toml(mesofed: Any, tmp_path: Path) -> None:
+    done = mesofed("simulate", tmp_path / "none.toml", "--out", tmp_path / "run")
+    assert (done.code, no_traceback(done)) == (1, True)
+    assert "none.toml" in done.text
+    (tmp_path / "bad.toml").write_text("seed = = 3", encoding="utf-8")
+    done = mesofed("simulate", tmp_path / "bad.toml", "--out", tmp_path / "run")
+    assert (done.code, no_traceback(done)) == (1, True)
+    assert "Expected TOML in" in done.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_file_that_is_not_there(mesofed: Any, tmp_path: Path) -> None:
+    missing = tmp_path / "people.jsonl"
+    done = mesofed(
+        "simulate", *TINY, "--set", "corpus.source=jsonl", "--set", f"corpus.path={missing}",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert (done.code, no_traceback(done)) == (1, True)
+    assert "people.jsonl" in done.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_corpus_names_file_and_line(mesofed: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "people.jsonl"
+    good = {
+        "user_id": "ann",
+        "task": "LaMP_3",
+        "profile": [{"id": "1", "text": "fine", "score": "4"}],
+        "query": [
+            {
+                "id": "q",
+                "input": f"{ASK}Well.",
+                "gold": "5",
+            }
+        ],
+    }
+    broken.write_text(json.dumps(good) + '\n{"user_id": "bo", "task"\n', encoding="utf-8")
+    done = mesofed(
+        "simulate", *TINY, "--set", "corpus.source=jsonl", "--set", f"corpus.path={broken}",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert (done.code, no_traceback(done)) == (1, True)
+    assert "people.jsonl:2" in done.text.replace(" ", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_what_is_not_a_run(mesofed: Any, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        done = mesofed("simulate", "--resume", folder)
+        assert (done.code, no_traceback(done)) == (1, True)
+        assert "Expected a run in" in done.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "more", [("--set", "seed=1"), ("--out", "elsewhere"), ("config.toml",)], ids=str
+)
+def test_a_resumed_run_keeps_its_settings(
+    more: tuple[str, ...], mesofed: Any, federation: Any
+) -> None:
+    done = mesofed("simulate", "--resume", federation.run_dir, *more)
+    assert (done.code, no_traceback(done)) == (1, True)
+    assert "Expected --resume RUN alone" in done.text
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(mesofed: Any, federation: Any) -> None:
+    before = (federation.run_dir / "config.toml").read_bytes()
+    done = mesofed("simulate", *TINY, "--out", federation.run_dir)
+    assert (done.code, no_traceback(done)) == (1, True)
+    assert f"mesofed simulate --resume {federation.run_dir}" in done.text
+    assert (federation.run_dir / "config.toml").read_bytes() == before
+
+
+def test_a_wrong_option_is_wrong_usage(mesofed: Any) -> None:
+    assert mesofed("simulate", "--users", "3").code == 2
+    assert mesofed("report").code == 2
+
+
+def test_resuming_a_finished_run_trains_nothing_and_prints_its_table(
+    mesofed: Any, federation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import client.device
+    import server.training
+
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(server.training, "train_population", refuse)
+    monkeypatch.setattr(client.device, "personalise", refuse)
+    run = tmp_path / "run"
+    shutil.copytree(federation.run_dir, run)
+    done = mesofed("simulate", "--resume", run)
+    assert done.code == 0, done.text
+    for method in federation.config.methods:
+        assert method in done.out
+    assert f"Report: {run / 'report.html'}" in done.out
+
+
+def test_report_writes_the_report_anew(mesofed: Any, federation: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(federation.run_dir, run)
+    for name in ("report.html", "summary.json", "metrics.jsonl"):
+        (run / name).unlink()
+    done = mesofed("report", run)
+    assert done.code == 0, done.text
+    for name in ("summary.json", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (federation.run_dir / name).read_bytes()
+    assert "<html" in (run / "report.html").read_text(encoding="utf-8")
+    assert f"Report: {run / 'report.html'}" in done.out
+    markdown = mesofed("report", run, "--markdown")
+    assert markdown.code == 0
+    assert "| " in markdown.out
+    assert "|---" in markdown.out.replace(" ", "").replace(":", "")
+
+
+def test_report_of_what_is_not_a_run(mesofed: Any, tmp_path: Path) -> None:
+    done = mesofed("report", tmp_path)
+    assert (done.code, no_traceback(done)) == (1, True)
+    assert "Expected a run in" in done.text
+    assert list(tmp_path.iterdir()) == []
