@@ -1,4 +1,8 @@
-"""Answers of the personalised model: constrained choice among labels, or greedy generation."""
+"""Answers of the personalised model: constrained choice among labels, or greedy generation.
+
+All functions take one group of texts a person, in the order of the people in ``parts``, and
+answer for all of them in one batch.
+"""
 
 from collections.abc import Sequence
 
@@ -10,21 +14,27 @@ from shared.lora.layer import Parts
 from shared.samples import Sample, collate, encode_prompt
 from shared.training import answer_losses
 
+Groups = Sequence[Sequence[str]]
+
 
 @torch.no_grad()
-def gold_losses(base: BaseModel, parts: Parts, samples: Sequence[Sample]) -> list[float]:
+def gold_losses(
+    base: BaseModel, parts: Parts, groups: Sequence[Sequence[Sample]]
+) -> list[list[float]]:
     """Return the mean negative log-likelihood per token, in nats, of each sample's answer."""
-    batch = collate([samples], base.pad_token, base.device)
+    batch = collate(groups, base.pad_token, base.device)
     with base.stack.using(parts):
         losses = answer_losses(base, batch)
-    rows = losses.new_zeros(len(samples)).index_add(0, batch.row, losses)
-    return (rows / torch.bincount(batch.row, minlength=len(samples))).tolist()
+    total = losses.new_zeros(len(batch.ids)).index_add(0, batch.row, losses)
+    count = torch.bincount(batch.row, minlength=len(batch.ids)).clamp(min=1)
+    by_user = (total / count).view(parts.users, -1).tolist()
+    return [means[: len(group)] for means, group in zip(by_user, groups, strict=True)]
 
 
 @torch.no_grad()
 def choose_labels(
-    base: BaseModel, parts: Parts, prompts: Sequence[str], labels: Sequence[str]
-) -> list[str]:
+    base: BaseModel, parts: Parts, prompts: Groups, labels: Sequence[str]
+) -> list[list[str]]:
     """Return, for each prompt, the label that greedy decoding among the labels arrives at.
 
     At each token only continuations of labels that are still possible are allowed. Labels whose
@@ -35,47 +45,57 @@ def choose_labels(
         label: (*base.tokenizer.encode(f" {label}", add_special_tokens=False), end)
         for label in labels
     }
-    contexts = [encode_prompt(base, prompt) for prompt in prompts]
-    possible = [list(labels) for _ in prompts]
+    contexts = [[encode_prompt(base, prompt) for prompt in group] for group in prompts]
+    possible = [[list(labels) for _ in group] for group in prompts]
     depth = 0
-    while open_rows := [i for i, left in enumerate(possible) if len(left) > 1]:
+    while any(len(left) > 1 for own in possible for left in own):
+        undecided = [[i for i, left in enumerate(own) if len(left) > 1] for own in possible]
         # One answer token to be predicted: the batch reads the hidden state before it.
         samples = [
-            Sample((*contexts[i], *spelled[possible[i][0]][:depth]), (end,)) for i in open_rows
+            [Sample((*contexts[u][i], *spelled[possible[u][i][0]][:depth]), (end,)) for i in own]
+            for u, own in enumerate(undecided)
         ]
-        batch = collate([samples], base.pad_token, base.device)
+        batch = collate(samples, base.pad_token, base.device)
         with base.stack.using(parts):
             hidden = base.hidden_states(batch.ids, batch.lengths)[batch.row, batch.position]
-        logits = base.logits(hidden)  # (open rows, vocabulary)
-        for i, scores in zip(open_rows, logits, strict=True):
-            allowed = sorted({spelled[label][depth] for label in possible[i]})
-            best = allowed[int(scores[allowed].argmax())]
-            possible[i] = [label for label in possible[i] if spelled[label][depth] == best]
+        logits = iter(base.logits(hidden))  # one row, (vocabulary,), an undecided prompt
+        for own, rows in zip(possible, undecided, strict=True):
+            for i in rows:
+                allowed = sorted({spelled[label][depth] for label in own[i]})
+                best = allowed[int(next(logits)[allowed].argmax())]
+                own[i] = [label for label in own[i] if spelled[label][depth] == best]
         depth += 1
-    return [left[0] for left in possible]
+    return [[left[0] for left in own] for own in possible]
 
 
 @torch.no_grad()
 def generate(
-    base: BaseModel, parts: Parts, prompts: Sequence[str], max_new_tokens: int
-) -> list[str]:
+    base: BaseModel, parts: Parts, prompts: Groups, max_new_tokens: int
+) -> list[list[str]]:
     """Continue each prompt greedily to the end of sequence, with a key-value cache."""
-    contexts = [encode_prompt(base, prompt) for prompt in prompts]
-    length = max(len(context) for context in contexts)
-    # Generation appends on the right, so here the padding stands on the left, masked.
-    ids = torch.full((len(contexts), length), base.pad_token, dtype=torch.long)
+    contexts = [[encode_prompt(base, prompt) for prompt in group] for group in prompts]
+    rows = max(len(group) for group in contexts)
+    length = max(len(context) for group in contexts for context in group)
+    # Generation appends on the right, so here the padding stands on the left, masked. A person
+    # with fewer prompts than the others gets rows of a single token.
+    ids = torch.full((len(contexts), rows, length), base.pad_token, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, context in enumerate(contexts):
-        ids[row, length - len(context) :] = torch.tensor(context)
-        mask[row, length - len(context) :] = 1
+    mask[..., -1] = 1
+    for user, group in enumerate(contexts):
+        for row, context in enumerate(group):
+            ids[user, row, length - len(context) :] = torch.tensor(context)
+            mask[user, row, length - len(context) :] = 1
     with base.stack.using(parts):
         out: Tensor = base.model.generate(  # type: ignore[operator]
-            input_ids=ids.to(base.device),
-            attention_mask=mask.to(base.device),
+            input_ids=ids.flatten(0, 1).to(base.device),
+            attention_mask=mask.flatten(0, 1).to(base.device),
             do_sample=False,
             max_new_tokens=max_new_tokens,
             pad_token_id=base.pad_token,
             eos_token_id=base.tokenizer.eos_token_id,
         )
     texts = base.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return [
+        [text.strip() for text in texts[user * rows : user * rows + len(group)]]
+        for user, group in enumerate(contexts)
+    ]

@@ -1,39 +1,35 @@
 """The device: one person's base model, vault and current release, and what they do together."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import torch
 from flwr.app import Context
 from torch import Tensor
 
-from client.answers import choose_labels, generate, gold_losses
-from client.personalize import Personalised, Routing, compose, personalise, route
+from client.answers import generate
+from client.evaluation import ANSWER_TOKENS, evaluate_stacks
+from client.personalize import Personalised, Routing, compose, parts_of, personalise, route
 from client.vault import Vault
 from shared.base_model import BaseModel, load_base
+from shared.compute import compute
 from shared.config import CorpusConfig, PrivateConfig
 from shared.corpus.load import load_corpus
 from shared.corpus.split import split_users
-from shared.corpus.user import Query, User
+from shared.corpus.user import User
 from shared.embedding import embed_user
 from shared.errors import MesofedError
 from shared.lora.lora import Lora
 from shared.methods import METHODS
-from shared.metrics import score
 from shared.protocol import RouterStatistics, as_sent
-from shared.release import Release, unpack_release
+from shared.release import MANIFEST, Release, unpack_release
 from shared.routing import normalised_entropy
 from shared.run_settings import partition, resolve_run, vault_folder
-from shared.samples import history_samples, query_samples
+from shared.samples import history_samples
 from shared.seeding import derive_seed
-from shared.tasks import TASKS
-
-# Longest free-text answer: headlines and tweets end well before.
-ANSWER_TOKENS = 40
 
 _reading = threading.Lock()
 
@@ -70,14 +66,10 @@ class Device:
         Raises
         ------
         MesofedError
-            If the release is not what its manifest says or not for this base model; the vault
-            then keeps the last good one.
+            If the release is not what its manifest says, not for this base model, or neither
+            newer than the installed one nor the same; the vault then keeps what it has.
         """
-        with self.base.lock:
-            release = unpack_release(files, self.base)
-            self.vault.install(release.version, files)
-            self._personalise(release)
-        return release.version
+        return compute(lambda: self._install(files))
 
     def release(self) -> Release:
         """Return the installed release, verified again."""
@@ -85,9 +77,8 @@ class Device:
 
     def statistics(self) -> RouterStatistics:
         """Return the router statistics of the installed release: all that a device sends."""
-        with self.base.lock:
-            release = self.release()
-            routing = self._routing(release)
+        release = self.release()
+        routing = compute(lambda: self._routing(release))
         anchor_weights = torch.zeros(len(release.bank))
         for index, weight in zip(routing.retrieval.anchors, routing.retrieval.weights, strict=True):
             anchor_weights[index] = weight
@@ -112,9 +103,8 @@ class Device:
         """
         if method not in METHODS:
             raise MesofedError(f"Expected one of {', '.join(METHODS)}; got method {method!r}.")
-        with self.base.lock:
-            release = release or self.release()
-            start, tuned = compose(release, METHODS[method], self._routing(release))
+        release = release or self.release()
+        start, tuned = compose(release, METHODS[method], self._routing(release))
         if not METHODS[method].trains:
             return start
         found = self.vault.load_private(release.version, method)
@@ -135,7 +125,7 @@ class Device:
             seconds=log["seconds"],
         )
 
-    def evaluate(self, method: str, release: Release | None = None) -> dict[str, Any]:
+    def evaluate(self, method: str) -> dict[str, Any]:
         """Answer the person's own queries by a method, and score the answers.
 
         Returns
@@ -143,35 +133,35 @@ class Device:
         dict
             The method's entry in the device's result: cost, curve, answers, scores by task.
         """
-        person = self.vault.person()
-        stack = self.personalised(method, release)
-        answered, scores = [], {}
-        with self.base.lock:
-            for task, queries in _by_task(person.queries):
-                answers = self._answer_queries(stack, task, queries)
-                answered += answers
-                scores[task] = score(
-                    TASKS[task].kind,
-                    [a["prediction"] for a in answers],
-                    [a["gold"] for a in answers],
-                    TASKS[task].labels,
-                )
-        size = stack.private_parameters
-        return {
-            "private_parameters": size,
-            "private_bytes": 4 * size,
-            "seconds": stack.seconds,
-            "tokens": stack.tokens,
-            "curve": list(stack.curve),
-            "queries": answered,
-            "scores": scores,
-        }
+        person, stack = self.vault.person(), self.personalised(method)
+        return evaluate_stacks(self.base, [person], [stack])[0]
 
     def answer(self, method: str, prompt: str, max_new_tokens: int = ANSWER_TOKENS) -> str:
         """Continue a prompt with the personalised model."""
         stack = self.personalised(method)
         with self.base.lock:
-            return generate(self.base, stack.parts(self.base), [prompt], max_new_tokens)[0]
+            parts = parts_of(self.base, [stack])
+            return generate(self.base, parts, [[prompt]], max_new_tokens)[0][0]
+
+    def _install(self, files: Mapping[str, bytes]) -> int:
+        release = unpack_release(files, self.base)
+        self._check_order(release.version, files)
+        self.vault.install(release.version, files)
+        with self.base.lock:
+            self._personalise(release)
+        return release.version
+
+    def _check_order(self, version: int, files: Mapping[str, bytes]) -> None:
+        """Refuse to go back, and to take other contents under a version that is in use."""
+        installed = self.vault.installed()
+        if installed is None or version > installed:
+            return
+        if version < installed or files[MANIFEST] != self.vault.release_files()[MANIFEST]:
+            raise MesofedError(
+                f"Expected a release newer than {installed}, or the very same; got release "
+                f"{version}{'' if version < installed else ' with other contents'}. A server "
+                "never goes back and never uses a version twice."
+            )
 
     def _routing(self, release: Release) -> Routing:
         return route(release, self._embedding())
@@ -180,7 +170,8 @@ class Device:
         """Return the embedding of the history; the vault keeps it, for it never changes."""
         found = self.vault.load_embedding(self.base.fingerprint)
         if found is None:
-            found = embed_user(self.base, self.vault.person().history)
+            with self.base.lock:
+                found = embed_user(self.base, self.vault.person().history)
             self.vault.save_embedding(self.base.fingerprint, found)
         return found
 
@@ -201,27 +192,6 @@ class Device:
                 {**tensors, "weights": trained.weights},
                 {"curve": trained.curve, "tokens": trained.tokens, "seconds": trained.seconds},
             )
-
-    def _answer_queries(
-        self, stack: Personalised, task_name: str, queries: Sequence[Query]
-    ) -> list[dict[str, Any]]:
-        task, parts = TASKS[task_name], stack.parts(self.base)
-        prompts = [task.query_prompt(query) for query in queries]
-        if task.labels is not None:
-            predictions = choose_labels(self.base, parts, prompts, task.labels)
-        else:
-            predictions = generate(self.base, parts, prompts, ANSWER_TOKENS)
-        losses = gold_losses(self.base, parts, query_samples(self.base, queries))
-        return [
-            {
-                "query_id": query.query_id,
-                "task": task_name,
-                "prediction": prediction,
-                "gold": query.gold,
-                "nll": loss,
-            }
-            for query, prediction, loss in zip(queries, predictions, losses, strict=True)
-        ]
 
 
 def open_device(context: Context) -> Device:
@@ -260,8 +230,3 @@ def _people(config: CorpusConfig, seed: int) -> tuple[User, ...]:
 @lru_cache(maxsize=1)
 def _device_users(config: CorpusConfig, seed: int) -> tuple[User, ...]:
     return split_users(load_corpus(config, seed), config, seed).device
-
-
-def _by_task(queries: Sequence[Query]) -> list[tuple[str, list[Query]]]:
-    ordered = sorted(queries, key=lambda query: query.task)
-    return [(task, list(group)) for task, group in groupby(ordered, key=lambda q: q.task)]

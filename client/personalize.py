@@ -5,6 +5,7 @@ population    routed experts        fused anchors         private
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,17 +85,6 @@ class Personalised:
         """Numbers that only this device holds."""
         return self.tuned + (self.private.parameters if self.private is not None else 0)
 
-    def parts(self, base: BaseModel) -> Parts:
-        """Return the stack as what the adapter layers take, in the base model's format."""
-        shared = concatenate(self.shared).to(base.dtype, base.device) if self.shared else None
-        weights = expand_weights(self.shared, self.weights[None].to(base.device))
-        private = (
-            Slab.of(base.maps, [self.private.to(base.dtype, base.device)]).views()
-            if self.private is not None
-            else None
-        )
-        return Parts(1, shared, weights, private)
-
     def folded(self) -> Lora | None:
         """Return the whole stack as one LoRA, exactly, or None if nothing is on.
 
@@ -104,6 +94,27 @@ class Personalised:
         if self.private is not None:
             loras, weights = [*loras, self.private], [*weights, 1.0]
         return fuse(loras, weights) if loras else None
+
+
+def parts_of(base: BaseModel, stacks: Sequence[Personalised]) -> Parts:
+    """Return the stacks of several people, under one method, as what the adapter layers take.
+
+    Shared parts that several people use are laid in once, with a weight of zero for the others.
+    """
+    loras = list({id(lora): lora for stack in stacks for lora in stack.shared}.values())
+    place = {id(lora): index for index, lora in enumerate(loras)}
+    weights = torch.zeros(len(stacks), len(loras))
+    for user, stack in enumerate(stacks):
+        for lora, weight in zip(stack.shared, stack.weights, strict=True):
+            weights[user, place[id(lora)]] = weight
+    private = [stack.private for stack in stacks if stack.private is not None]
+    slab = Slab.of(base.maps, private) if private else None
+    return Parts(
+        users=len(stacks),
+        shared=concatenate(loras).to(base.dtype, base.device) if loras else None,
+        weights=expand_weights(loras, weights.to(base.device)),
+        private=slab.to(base.dtype, base.device).views() if slab is not None else None,
+    )
 
 
 def compose(release: Release, method: Method, routing: Routing) -> tuple[Personalised, Tensor]:

@@ -33,10 +33,10 @@ class CorpusConfig(Section):
     bad_input: Literal["error", "skip"] = Field(
         "error", description="stop at bad input, or leave it out, count it and report it"
     )
-    server_users: int = Field(48, ge=2, description="at most so many users give their data")
-    device_users: int = Field(18, ge=1, description="at most so many users stay private")
-    max_history: int = Field(16, ge=1, description="newest history items used per user")
-    max_queries: int = Field(8, ge=1, description="newest queries used per user")
+    server_users: int = Field(32, ge=2, description="at most so many users give their data")
+    device_users: int = Field(16, ge=1, description="at most so many users stay private")
+    max_history: int = Field(12, ge=1, description="newest history items used per user")
+    max_queries: int = Field(6, ge=1, description="newest queries used per user")
     groups: int = Field(4, ge=2, le=6, description="synthetic: latent groups of users")
 
 
@@ -57,7 +57,7 @@ class TrainingConfig(Section):
     rank: int = Field(8, ge=1)
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(8, ge=1, description="samples per step")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm bound of one user")
@@ -67,6 +67,7 @@ class ExpertsConfig(TrainingConfig):
     """Group experts and their user-aware router, trained jointly."""
 
     rank: int = Field(4, ge=1)
+    epochs: int = Field(1, ge=1, description="of joint training, after one pass on clusters")
     count: int = Field(4, ge=2)
     balance: float = Field(0.1, ge=0, description="weight of the load-balance term")
     router_learning_rate: float = Field(1e-2, gt=0)
@@ -85,6 +86,9 @@ class BankConfig(TrainingConfig):
 class PrivateConfig(TrainingConfig):
     """What a device trains for itself."""
 
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(4, ge=1, description="samples per step")
+    learning_rate: float = Field(1e-3, gt=0)
     stack_rank: int = Field(2, ge=1, le=4, description="rank of the ultra-low-rank stack")
     weights_learning_rate: float = Field(0.02, gt=0, description="for tuned fusion weights")
 

@@ -4,8 +4,9 @@
                 frozen for everyone: cached                   carry the LoRAs
 
 No LoRA can change what the prefix computes, so its output serves all epochs, stages, users and
-methods. Each text is run alone, at its own length, so that its states do not depend on what it
-happens to be batched with, or on what was in memory before a run was resumed.
+methods. Texts are run in batches of one fixed shape, filled up with empty rows: matrix kernels
+choose their order of summation by shape, so a text's states do not depend on what it happens to
+be batched with, or on what was in memory before a run was resumed.
 """
 
 from collections import OrderedDict
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 # Memory for remembered states; the longest unused go first.
 CACHE_BYTES = 1 << 30
+# The shape of a batch: so many rows, of a multiple of so many tokens.
+ROWS, TOKENS = 8, 16
 
 
 class _Capture(nn.Module):
@@ -73,10 +76,15 @@ class FrozenPrefix:
         -------
         Tensor, (rows, tokens, width)
         """
+        keys = [tuple(row[:n]) for row, n in zip(ids.tolist(), lengths, strict=True)]
+        self._remember([key for key in dict.fromkeys(keys) if key and key not in self._cache])
         states = torch.zeros(*ids.shape, self.width, dtype=self.dtype, device=ids.device)
-        for row, length in enumerate(lengths):
-            if length:
-                states[row, :length] = self._row(ids[row, :length])
+        for row, key in enumerate(keys):
+            if key:
+                states[row, : len(key)] = self._cache[key]
+                self._cache.move_to_end(key)
+        while self._bytes > CACHE_BYTES:
+            self._bytes -= self._cache.popitem(last=False)[1].nbytes
         return states
 
     def finish(self, states: Tensor) -> Tensor:
@@ -90,21 +98,25 @@ class FrozenPrefix:
         return hidden
 
     @torch.no_grad()
-    def _row(self, ids: Tensor) -> Tensor:
-        key = tuple(ids.tolist())
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+    def _remember(self, texts: Sequence[tuple[int, ...]]) -> None:
+        """Run texts through the prefix and keep their states."""
+        device = next(self.decoder.parameters()).device
+        by_size: dict[int, list[tuple[int, ...]]] = {}
+        for text in texts:
+            by_size.setdefault(-(-len(text) // TOKENS) * TOKENS, []).append(text)
         layers, capture = self.decoder.layers, _Capture()
         assert isinstance(layers, nn.ModuleList)
         with _layers(self.decoder, nn.ModuleList([*layers[: self.cut], capture])):
-            self.decoder(input_ids=ids[None], use_cache=False)
-        states = capture.states[0].clone()
-        self._cache[key] = states
-        self._bytes += states.nbytes
-        while self._bytes > CACHE_BYTES:
-            self._bytes -= self._cache.popitem(last=False)[1].nbytes
-        return states
+            for size, same in by_size.items():
+                for start in range(0, len(same), ROWS):
+                    chunk = same[start : start + ROWS]
+                    ids = torch.zeros(ROWS, size, dtype=torch.long)
+                    for row, text in enumerate(chunk):
+                        ids[row, : len(text)] = torch.tensor(text)
+                    self.decoder(input_ids=ids.to(device), use_cache=False)
+                    for row, text in enumerate(chunk):
+                        self._cache[text] = capture.states[row, : len(text)].clone()
+                        self._bytes += self._cache[text].nbytes
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from shared.tasks import TASKS
 
 # Tokens kept at the end of a prompt that is cut: the longest cue, such as "\ncategory:".
 CUE_TOKENS = 8
+# Batches are a multiple of so many tokens wide.
+COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,10 @@ class Batch:
 def collate(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.device) -> Batch:
     """Lay the samples of several users in one batch; users with fewer rows get empty ones."""
     rows = max(len(group) for group in groups)
-    # The last answer token is only ever predicted, so it needs no column.
-    length = max(len(sample) for group in groups for sample in group) - 1
+    # The last answer token is only ever predicted, so it needs no column. Kernels are prepared
+    # anew for every shape, so lengths are rounded up to let shapes repeat.
+    longest = max(len(sample) for group in groups for sample in group) - 1
+    length = -(-longest // COLUMNS) * COLUMNS
     ids = torch.full((len(groups) * rows, length), pad_token, dtype=torch.long)
     lengths = [0] * len(ids)
     row: list[int] = []

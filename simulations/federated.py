@@ -20,10 +20,11 @@ import torch
 
 from client.app import app as client_app
 from client.device import Device
+from client.evaluation import evaluate_stacks
 from client.vault import Vault
 from server.app import app as server_app
 from shared.atomic_file import write_json, write_text
-from shared.base_model import load_base
+from shared.base_model import BaseModel, load_base
 from shared.config import RunConfig, load_config
 from shared.corpus.load import load_corpus
 from shared.corpus.split import Split, split_users
@@ -33,6 +34,9 @@ from simulations.local_grid import run_local
 from simulations.report.page import write_report
 from simulations.report.summary import Summary, summarise, write_summary
 from simulations.run_record import write_run_record
+
+# Devices evaluated in one batch: it bounds the memory of the vocabulary head.
+DEVICES_AT_ONCE = 8
 
 
 def open_run(run_dir: Path) -> RunConfig:
@@ -105,28 +109,56 @@ def evaluate_devices(config: RunConfig, run_dir: Path, people: Split) -> None:
 
     A simulation may look into the vaults; no server can. Nothing of this crosses the wire.
     """
-    base = load_base(config.base, config.adapt)
+    base, last = load_base(config.base, config.adapt), config.rounds.count
+    indices = [
+        index
+        for index in range(len(people.device))
+        if _vault(run_dir, index).statistics(last) is not None
+    ]
+    with stage("evaluate devices", len(indices), "devices") as progress:
+        for start in range(0, len(indices), DEVICES_AT_ONCE):
+            # A batch is always made of the same devices, so a resumed run gives the same bits.
+            batch = indices[start : start + DEVICES_AT_ONCE]
+            if not all(_result(run_dir, index).exists() for index in batch):
+                _evaluate(config, run_dir, base, people, batch)
+            progress.advance(len(batch))
+
+
+def _evaluate(
+    config: RunConfig, run_dir: Path, base: BaseModel, people: Split, batch: list[int]
+) -> None:
     last = config.rounds.count
-    with stage("evaluate devices", len(people.device), "devices") as progress:
-        for index, user in enumerate(people.device):
-            path = run_dir / "results" / f"{index:04d}.json"
-            vault = Vault(run_dir / "vaults" / f"{index:04d}")
-            statistics = vault.statistics(last)
-            if statistics is not None and not path.exists():
-                device = Device(base, vault, config.methods, config.private, config.seed)
-                release = device.release()
-                write_json(
-                    path,
-                    {
-                        "user_id": user.user_id,
-                        "group": user.group,
-                        "history": len(user.history),
-                        "release": last,
-                        "statistics": statistics,
-                        "methods": {m: device.evaluate(m, release) for m in config.methods},
-                    },
-                )
-            progress.advance(1)
+    devices = [
+        Device(base, _vault(run_dir, index), config.methods, config.private, config.seed)
+        for index in batch
+    ]
+    users = [people.device[index] for index in batch]
+    release = devices[0].release()
+    outcomes: list[dict[str, Any]] = [{} for _ in batch]
+    for method in config.methods:
+        stacks = [device.personalised(method, release) for device in devices]
+        for outcome, found in zip(outcomes, evaluate_stacks(base, users, stacks), strict=True):
+            outcome[method] = found
+    for index, user, outcome in zip(batch, users, outcomes, strict=True):
+        write_json(
+            _result(run_dir, index),
+            {
+                "user_id": user.user_id,
+                "group": user.group,
+                "history": len(user.history),
+                "release": last,
+                "statistics": _vault(run_dir, index).statistics(last),
+                "methods": outcome,
+            },
+        )
+
+
+def _vault(run_dir: Path, index: int) -> Vault:
+    return Vault(run_dir / "vaults" / f"{index:04d}")
+
+
+def _result(run_dir: Path, index: int) -> Path:
+    return run_dir / "results" / f"{index:04d}.json"
 
 
 def write_metrics(run_dir: Path) -> None:

@@ -73,6 +73,10 @@ class Slab:
         """Return the slab of stored rows; their length tells the rank."""
         return cls(maps, rows.shape[1] // cls.parameters(maps, 1), rows)
 
+    def to(self, dtype: torch.dtype, device: torch.device) -> "Slab":
+        """Return the slab in another format or on another device."""
+        return Slab(self.maps, self.rank, self.rows.to(device, dtype))
+
     def views(self, rows: Tensor | None = None) -> dict[str, Factors]:
         """Return, for each map, a (users, in, rank) and b (users, rank, out) as views.
 

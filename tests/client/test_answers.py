@@ -2,7 +2,9 @@
 
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -74,8 +76,8 @@ def test_labels_are_chosen_as_greedy_decoding_among_them_does(
     different = 0
     for labels in label_lists():
         expected = [brute_force(base, parts, prompt, labels) for prompt in PROMPTS]
-        assert choose_labels(base, parts, PROMPTS, labels) == expected
-        assert choose_labels(base, parts, PROMPTS, labels[::-1]) == expected
+        assert choose_labels(base, parts, [PROMPTS], labels) == [expected]
+        assert choose_labels(base, parts, [PROMPTS], labels[::-1]) == [expected]
         different += len(set(expected)) > 1
     assert different >= 3, "prompts that all have one answer test little"
 
@@ -89,14 +91,14 @@ def test_labels_that_differ_in_their_first_letter_are_told_by_one_argmax(
         # Bytes: all labels begin with the space, then with different letters.
         logits = next_logits(base, parts, [*encode_prompt(base, prompt), ord(" ")])
         expected.append(max(labels, key=lambda label: logits[ord(label[0])].item()))
-    assert choose_labels(base, parts, PROMPTS, labels) == expected
+    assert choose_labels(base, parts, [PROMPTS], labels) == [expected]
     assert len(set(expected)) > 1
 
 
 def test_a_batch_answers_as_each_prompt_alone(base: BaseModel, parts: Parts) -> None:
     labels = ["drama", "dream", "gear", "lesson"]
-    alone = [choose_labels(base, parts, [prompt], labels)[0] for prompt in PROMPTS]
-    assert choose_labels(base, parts, PROMPTS, labels) == alone
+    alone = [choose_labels(base, parts, [[prompt]], labels)[0][0] for prompt in PROMPTS]
+    assert choose_labels(base, parts, [PROMPTS], labels) == [alone]
 
 
 def greedy(base: BaseModel, parts: Parts, prompt: str, tokens: int) -> list[int]:
@@ -113,44 +115,137 @@ def decoded(base: BaseModel, ids: list[int]) -> str:
     return str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
+def ending_early(base: BaseModel, answers: Sequence[Sequence[int]]) -> BaseModel:
+    """Let a token that an answer comes to on its way be the end of sequence."""
+    letter = next(t for answer in answers for t in answer[3:] if 32 < t < 127 and t != answer[0])
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.eos_token = chr(letter)
+    assert tokenizer.eos_token_id == letter
+    return replace(base, tokenizer=tokenizer)
+
+
 def test_generation_is_greedy_decoding_token_by_token(base: BaseModel, parts: Parts) -> None:
     expected = [decoded(base, greedy(base, parts, prompt, 12)) for prompt in PROMPTS]
-    assert generate(base, parts, PROMPTS, 12) == expected
+    assert generate(base, parts, [PROMPTS], 12) == [expected]
     assert len(set(expected)) > 1
 
 
 def test_generation_stops_at_the_end_of_sequence(base: BaseModel, parts: Parts) -> None:
-    free = [greedy(base, parts, prompt, 12) for prompt in PROMPTS]
-    # Let a token that several answers come to on their way be the end of sequence.
-    letter = next(t for answer in free for t in answer[3:] if 32 < t < 127 and t != answer[0])
-    tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.eos_token = chr(letter)
-    assert tokenizer.eos_token_id == letter
-    ending = replace(base, tokenizer=tokenizer)
+    ending = ending_early(base, [greedy(base, parts, prompt, 12) for prompt in PROMPTS])
     answers = [greedy(ending, parts, prompt, 12) for prompt in PROMPTS]
     assert any(1 < len(answer) < 12 for answer in answers)
-    assert generate(ending, parts, PROMPTS, 12) == [decoded(ending, a) for a in answers]
+    assert generate(ending, parts, [PROMPTS], 12) == [[decoded(ending, a) for a in answers]]
+
+
+def gold_samples(base: BaseModel) -> list[Sample]:
+    answers = ("a", "gear", "über", "x y z", "5") * 2
+    return [encode(base, p, answer) for p, answer in zip(PROMPTS, answers, strict=True)]
+
+
+def loss_of_transformers(base: BaseModel, parts: Parts, sample: Sample) -> float:
+    ids = torch.tensor([[*sample.prompt, *sample.answer]])
+    labels = ids.clone()
+    labels[0, : len(sample.prompt)] = -100
+    with torch.no_grad(), base.stack.using(parts):
+        return float(base.model(input_ids=ids, labels=labels).loss)
 
 
 def test_gold_losses_are_the_losses_of_transformers(base: BaseModel, parts: Parts) -> None:
-    samples = [
-        encode(base, prompt, answer)
-        for prompt, answer in zip(PROMPTS, ("a", "gear", "über", "x y z", "5") * 2, strict=True)
-    ]
-    expected = []
-    for sample in samples:
-        ids = torch.tensor([[*sample.prompt, *sample.answer]])
-        labels = ids.clone()
-        labels[0, : len(sample.prompt)] = -100
-        with torch.no_grad(), base.stack.using(parts):
-            expected.append(float(base.model(input_ids=ids, labels=labels).loss))
-    assert gold_losses(base, parts, samples) == pytest.approx(expected, rel=1e-4)
+    samples = gold_samples(base)
+    (came,) = gold_losses(base, parts, [samples])
+    expected = [loss_of_transformers(base, parts, sample) for sample in samples]
+    assert came == pytest.approx(expected, rel=1e-4)
     assert len({len(sample.answer) for sample in samples}) > 1
 
 
 def test_the_stack_is_off_again_after_an_answer(base: BaseModel, parts: Parts) -> None:
     before = base.stack.parts
-    choose_labels(base, parts, PROMPTS[:2], ["a", "b"])
-    generate(base, parts, PROMPTS[:2], 2)
-    gold_losses(base, parts, [Sample((1, 2), (3,))])
+    choose_labels(base, parts, [PROMPTS[:2]], ["a", "b"])
+    generate(base, parts, [PROMPTS[:2]], 2)
+    gold_losses(base, parts, [[Sample((1, 2), (3,))]])
     assert base.stack.parts is before
+
+
+# Several people at once
+
+# Places in PROMPTS, by person: groups of unequal size, and the same prompt for several people.
+ASKED = ((0, 1, 2, 3, 4), (3,), (), (9, 3))
+
+
+@pytest.fixture(scope="module")
+def people(base: BaseModel) -> Parts:
+    """Parts of four people who differ in weights and in private parts."""
+    generator = torch.Generator().manual_seed(21)
+
+    def draw(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator)
+
+    users = len(ASKED)
+    shared = Lora(
+        {m.name: Factors(draw(m.in_features, 3), draw(3, m.out_features)) for m in base.maps}
+    )
+    private = {
+        m.name: Factors(draw(users, m.in_features, 2), draw(users, 2, m.out_features))
+        for m in base.maps
+    }
+    return Parts(users, shared, 3 * draw(users, 3), private)
+
+
+def only(parts: Parts, user: int) -> Parts:
+    """Return the parts of one of several people."""
+    own = slice(user, user + 1)
+    assert parts.weights is not None
+    assert parts.private is not None
+    private = {name: Factors(f.a[own], f.b[own]) for name, f in parts.private.items()}
+    return Parts(1, parts.shared, parts.weights[own], private)
+
+
+def test_people_with_more_and_fewer_prompts_get_their_own_texts(
+    base: BaseModel, people: Parts
+) -> None:
+    asked = [[PROMPTS[place] for place in own] for own in ASKED]
+
+    def token_by_token(model: BaseModel) -> list[list[list[int]]]:
+        return [
+            [greedy(model, only(people, user), prompt, 12) for prompt in own]
+            for user, own in enumerate(asked)
+        ]
+
+    answers = token_by_token(base)
+    assert generate(base, people, asked, 12) == [[decoded(base, a) for a in o] for o in answers]
+    # The prompt that three people are asked tells them apart.
+    assert len({tuple(a) for a in (answers[0][3], answers[1][0], answers[3][1])}) == 3
+    # Some rows have ended, others, among them those that fill up, go on.
+    ending = ending_early(base, [answer for own in answers for answer in own])
+    answers = token_by_token(ending)
+    assert len({len(answer) for own in answers for answer in own}) > 1
+    came = generate(ending, people, asked, 12)
+    assert came == [[decoded(ending, a) for a in own] for own in answers]
+
+
+def test_people_with_more_and_fewer_prompts_get_their_own_labels(
+    base: BaseModel, people: Parts
+) -> None:
+    asked = [[PROMPTS[place] for place in own] for own in ASKED]
+    different = 0
+    for labels in label_lists():
+        expected = [
+            [brute_force(base, only(people, user), prompt, labels) for prompt in own]
+            for user, own in enumerate(asked)
+        ]
+        assert choose_labels(base, people, asked, labels) == expected
+        different += len({expected[0][3], expected[1][0], expected[3][1]}) > 1
+    assert different >= 3, "people who all answer alike test little"
+
+
+def test_people_with_more_and_fewer_samples_get_their_own_losses(
+    base: BaseModel, people: Parts
+) -> None:
+    samples = gold_samples(base)
+    came = gold_losses(base, people, [[samples[place] for place in own] for own in ASKED])
+    for user, (losses, own) in enumerate(zip(came, ASKED, strict=True)):
+        alone = only(people, user)
+        expected = [loss_of_transformers(base, alone, samples[place]) for place in own]
+        assert losses == pytest.approx(expected, rel=1e-4)
+    same = sorted((came[0][3], came[1][0], came[3][1]))
+    assert min(b - a for a, b in pairwise(same)) > 0.01

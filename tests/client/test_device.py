@@ -3,8 +3,12 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,14 @@ from safetensors.torch import load, load_file
 
 import client.device
 from client.device import Device, open_device
+from client.evaluation import ANSWER_TOKENS
 from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
 from shared.errors import MesofedError
-from shared.lora.algebra import base_weights, merged
+from shared.lora.algebra import base_weights, merged, scale
 from shared.protocol import RouterStatistics, statistics_from_record, statistics_to_record
+from shared.release import Release, pack_release
 from shared.samples import encode, encode_prompt
 from shared.tasks import TASKS
 
@@ -47,6 +53,10 @@ def settled(federation: Any, base: BaseModel, tmp_path: Path) -> Device:
 
 def private_files(folder: Path, version: int) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (folder / "private" / f"r{version}").iterdir()}
+
+
+def all_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def private_tensors(folder: Path, version: int) -> dict[str, bytes]:
@@ -133,23 +143,129 @@ def test_a_wrong_release_is_refused_and_the_last_good_one_kept(
     tamper: Callable[..., dict[str, bytes]],
     federation: Any,
     newcomer: Callable[..., Device],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = newcomer(federation.people.device[0], methods=("population",))
     device.install(federation.release_files(1))
-    before = {p: p.read_bytes() for p in device.vault.folder.rglob("*") if p.is_file()}
+    before = all_files(device.vault.folder)
     with pytest.raises(MesofedError):
         device.install(tamper(federation.release_files(2)))
-    after = {p: p.read_bytes() for p in device.vault.folder.rglob("*") if p.is_file()}
-    assert after == before
+    assert all_files(device.vault.folder) == before
     assert device.statistics().release == 1
 
 
-def test_a_release_that_was_changed_in_the_vault_is_not_used(settled: Device) -> None:
+def older(release: Release) -> Release:
+    return replace(release, version=1)
+
+
+def cooler(release: Release) -> Release:
+    return replace(release, temperature=2 * release.temperature)
+
+
+def other_population(release: Release) -> Release:
+    return replace(release, population=scale(release.population, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (older, "got release 1. "),
+        (cooler, "got release 2 with other contents. "),
+        (other_population, "got release 2 with other contents. "),
+    ],
+)
+def test_an_older_release_and_another_of_the_same_version_are_refused(
+    change: Callable[[Release], Release],
+    reason: str,
+    federation: Any,
+    settled: Device,
+    base: BaseModel,
+) -> None:
+    statistics = settled.statistics()
+    before = all_files(settled.vault.folder)
+    other = pack_release(change(federation.release(2, base)))
+    with pytest.raises(MesofedError) as refused:
+        settled.install(other)
+    assert "Expected a release newer than 2, or the very same; " + reason in str(refused.value)
+    assert all_files(settled.vault.folder) == before
+    assert settled.statistics() == statistics
+    # Nothing is wrong with these files themselves: whoever has nothing yet, takes them.
+    assert settled.vault.installed() == 2
+    shutil.rmtree(settled.vault.folder / "private")
+    (settled.vault.folder / "installed.json").unlink()
+    assert settled.install(other) == (1 if change is older else 2)
+
+
+def test_the_release_of_the_round_before_is_refused(federation: Any, settled: Device) -> None:
+    before = all_files(settled.vault.folder)
+    with pytest.raises(MesofedError, match=r"newer than 2, or the very same; got release 1\."):
+        settled.install(federation.release_files(1))
+    assert all_files(settled.vault.folder) == before
+
+
+def test_the_very_same_release_changes_nothing_and_mends_the_vault(
+    federation: Any, settled: Device
+) -> None:
+    before = all_files(settled.vault.folder)
+    assert settled.install(federation.release_files(2)) == 2
+    assert all_files(settled.vault.folder) == before
     path = settled.vault.folder / "releases" / "r2" / "router.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(MesofedError, match="not what its manifest names"):
         settled.statistics()
+    assert settled.install(federation.release_files(2)) == 2
+    assert all_files(settled.vault.folder) == before
+
+
+# Many threads
+
+
+def at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Start all works at one moment, each on a thread of its own; return their results."""
+    start = threading.Barrier(len(works))
+
+    def run(work: Callable[[], Any]) -> Any:
+        start.wait()
+        return work()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        return list(pool.map(run, works))
+
+
+@pytest.fixture
+def _threads_take_turns_often() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("_threads_take_turns_often")
+def test_on_many_threads_devices_get_what_they_get_one_after_another(
+    federation: Any, newcomer: Callable[..., Device], settled: Device
+) -> None:
+    people = federation.people.device
+    alone = [newcomer(user, f"alone-{index}") for index, user in enumerate(people)]
+    together = [newcomer(user, f"together-{index}") for index, user in enumerate(people)]
+    reads = [
+        partial(settled.evaluate, "oppu"),
+        partial(settled.evaluate, "meso-tuned"),
+        partial(settled.answer, "meso-tuned", "post: a day\nheadline:", 8),
+        settled.statistics,
+    ]
+    read = [work() for work in reads]
+    for version in (1, 2):
+        files = federation.release_files(version)
+        assert [device.install(files) for device in alone] == [version] * 3
+        statistics = [device.statistics() for device in alone]
+        # Every device is asked twice, as by a server that lost the first answer.
+        installs = [partial(device.install, files) for device in together * 2]
+        assert at_once([*installs, *reads]) == [*[version] * 6, *read]
+        assert at_once([*reads, *(d.statistics for d in together)]) == [*read, *statistics]
+    for one, other in zip(alone, together, strict=True):
+        for version in (1, 2):
+            private = private_tensors(other.vault.folder, version)
+            assert private == private_tensors(one.vault.folder, version)
+            assert set(private) == {"oppu.safetensors", "meso-tuned.safetensors"}
 
 
 # Statistics
@@ -297,7 +413,7 @@ def predicted(base: BaseModel, query: Query) -> str:
     ids = list(encode_prompt(base, TASKS[query.task].query_prompt(query)))
     end, start, labels = base.tokenizer.eos_token_id, len(ids), TASKS[query.task].labels
     spelled = [[*base.tokenizer.encode(f" {label}"), end] for label in labels or ()]
-    while len(ids) - start < client.device.ANSWER_TOKENS and end not in ids[start:]:
+    while len(ids) - start < ANSWER_TOKENS and end not in ids[start:]:
         with torch.no_grad():
             logits = base.model(input_ids=torch.tensor([ids])).logits[0, -1]
         done = ids[start:]
@@ -312,8 +428,12 @@ def test_what_the_simulation_wrote_is_what_the_device_says(
     written = json.loads((federation.run_dir / "results" / "0001.json").read_text())
     for method, expected in written["methods"].items():
         came = json.loads(json.dumps(settled.evaluate(method)))
-        assert came["queries"] == expected["queries"]
-        assert came["curve"] == expected["curve"]
+        # The simulation evaluates several devices in one batch: other sums, the same answers.
+        losses = [answer.pop("nll") for answer in came["queries"]]
+        assert losses == pytest.approx(
+            [answer.pop("nll") for answer in expected["queries"]], abs=1e-5
+        )
+        assert came == expected
     assert written["statistics"] == settled.vault.statistics(2)
 
 

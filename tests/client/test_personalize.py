@@ -1,12 +1,14 @@
 """The stack of one person: which parts are on, at which weights, and what the device trains."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from client.personalize import Personalised, Routing, compose, personalise, route
+from client.personalize import Personalised, Routing, compose, parts_of, personalise, route
 from shared.base_model import BaseModel
 from shared.config import PrivateConfig
 from shared.embedding import EmbeddingSpace
@@ -90,8 +92,8 @@ def with_delta(base: BaseModel, weighted: list[tuple[Lora, float]], ids: Tensor)
             weight.data.copy_(kept[name])
 
 
-def with_parts(base: BaseModel, stack: Personalised, ids: Tensor) -> Tensor:
-    with torch.no_grad(), base.stack.using(stack.parts(base)):
+def with_parts(base: BaseModel, stacks: Sequence[Personalised], ids: Tensor) -> Tensor:
+    with torch.no_grad(), base.stack.using(parts_of(base, stacks)):
         return base.model(input_ids=ids).logits.float()
 
 
@@ -146,7 +148,7 @@ def test_the_device_trains_what_the_method_leaves_to_it(
     if trained.private is not None:
         everything.append((trained.private, 1.0))
     expected = with_delta(base, everything, ids)
-    torch.testing.assert_close(with_parts(base, trained, ids), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(with_parts(base, [trained], ids), expected, atol=2e-4, rtol=1e-4)
     folded = trained.folded()
     assert (folded is None) == (not everything)
     if folded is not None:
@@ -183,3 +185,61 @@ def test_a_person_is_routed_by_hand(release: Release, base: BaseModel) -> None:
     assert routing.retrieval.similarities == pytest.approx((0.8, 0.6), abs=1e-6)
     assert routing.retrieval.weights == pytest.approx((nearer, 1 - nearer), abs=1e-5)
     assert nearer > 0.5
+
+
+# Several people at once
+
+PEOPLE = (
+    ROUTING,
+    Routing(torch.tensor([0.1, 0.9]), Retrieval((0, 1), (0.8, 0.2), (0.7, 0.1))),
+    Routing(torch.tensor([0.5, 0.5]), Retrieval((1, 2), (0.5, 0.5), (0.2, 0.2))),
+)
+
+
+def stacks_of(release: Release, base: BaseModel, method: str) -> list[Personalised]:
+    """Return what three people could have learned; tuned weights may be of any size and sign."""
+    rank = EXPECTED[method][2]
+    generator = torch.Generator().manual_seed(7)
+    stacks = []
+    for user, routing in enumerate(PEOPLE):
+        stack, tuned = compose(release, METHODS[method], routing)
+        if tuned.any():
+            learned = stack.weights + torch.randn(len(tuned), generator=generator)
+            stack = replace(stack, weights=torch.where(tuned, learned, stack.weights))
+        if rank:
+            stack = replace(stack, private=random_lora(base, rank, 40 + user))
+        stacks.append(stack)
+    return stacks
+
+
+@pytest.mark.parametrize("method", list(EXPECTED))
+def test_everyone_in_a_batch_gets_the_own_stack(
+    method: str, release: Release, base: BaseModel
+) -> None:
+    stacks = stacks_of(release, base, method)
+    # Everyone is asked the same, so a stack in another's place cannot pass.
+    ids = ids_of(base)
+    together = with_parts(base, stacks, ids.repeat(len(stacks), 1)).unflatten(0, (3, -1))
+    for own, stack in zip(together, stacks, strict=True):
+        folded = stack.folded()
+        expected = with_delta(base, [(folded, 1.0)] if folded is not None else [], ids)
+        torch.testing.assert_close(own, expected, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(own, with_parts(base, [stack], ids), atol=2e-4, rtol=1e-4)
+    if method not in ("base", "population"):
+        for one, other in ((0, 1), (0, 2), (1, 2)):
+            assert float((together[one] - together[other]).abs().max()) > 0.05
+
+
+def test_shared_parts_are_laid_in_once_in_the_format_of_the_base_model(
+    release: Release, base: BaseModel
+) -> None:
+    stacks = stacks_of(release, base, "meso")
+    parts = parts_of(replace(base, dtype=torch.bfloat16), stacks)
+    assert parts.shared is not None
+    assert parts.private is not None
+    # Population 4, two experts of 2, and all three anchors of 1, of which each person uses two.
+    assert parts.shared.rank == 4 + 2 * 2 + 3 * 1
+    assert parts.weights is not None
+    assert (parts.weights == 0).sum(1).tolist() == [1, 1, 1]
+    for factors in (*parts.shared.factors.values(), *parts.private.values()):
+        assert factors.a.dtype == factors.b.dtype == torch.bfloat16

@@ -90,9 +90,11 @@ def test_an_empty_run_has_its_number() -> None:
 
 
 def test_quiet_flower_silences_the_console_and_gives_it_back(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = logging.getLogger("flwr")
+    # A command that ran in this process has silenced the whole logger.
+    caplog.set_level(logging.INFO, logger="flwr")
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)

@@ -45,9 +45,12 @@ def test_scores_are_read_as_lamp_reads_them(answer: str, gold: str, expected: fl
 
 def test_rouge_by_hand() -> None:
     # 3 of 4 answer words and 3 of 5 gold words; longest common run in order is "the dogs" + "run".
-    metrics = score("generation", ["the dog runs home"], ["run the dogs ran run"])
+    metrics = score("generation", ["the dogs run home"], ["run the dogs ran run"])
     assert metrics["rouge_1"] == pytest.approx(2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
     assert metrics["rouge_l"] == pytest.approx(2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
+    # LaMP does not stem: of "the dog runs home" only "the" is the same word.
+    endings = score("generation", ["the dog runs home"], ["run the dogs ran run"])
+    assert endings["rouge_1"] == pytest.approx(2 * (1 / 4) * (1 / 5) / (1 / 4 + 1 / 5))
     swapped = score("generation", ["home the dog"], ["dog the home"])
     assert swapped["rouge_1"] == pytest.approx(1.0)
     assert swapped["rouge_l"] == pytest.approx(1 / 3)

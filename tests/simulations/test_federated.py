@@ -31,7 +31,7 @@ from shared.corpus.user import ProfileItem
 from shared.errors import MesofedError
 from shared.protocol import REASONS, ProtocolError, Refusal
 from shared.tasks import TASKS
-from simulations.federated import open_run, prepare, simulate
+from simulations.federated import evaluate_devices, open_run, prepare, simulate
 from simulations.local_grid import LocalGrid
 
 METHODS = ("population", "oppu", "meso-tuned")
@@ -161,6 +161,84 @@ def test_every_measurement_is_a_line(federation: Any) -> None:
         if (line["round"], line["stage"], line["name"]) == (1, "population", "loss")
     ]
     assert curve == log["curves"]["population"]
+
+
+# Evaluation in batches
+
+
+def written(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "results").iterdir()}
+
+
+@pytest.fixture
+def evaluated(federation: Any, tmp_path: Path) -> Path:
+    """What the evaluation reads of a run and writes in it, to be changed at will."""
+    for part in ("vaults", "results"):
+        shutil.copytree(federation.run_dir / part, tmp_path / part)
+    return tmp_path
+
+
+def test_a_batch_that_was_cut_short_is_evaluated_to_the_same_bytes(
+    federation: Any, evaluated: Path
+) -> None:
+    before = written(evaluated)
+    (evaluated / "results" / "0001.json").unlink()
+    evaluate_devices(federation.config, evaluated, federation.people)
+    assert written(evaluated) == before
+
+
+def test_a_finished_batch_is_not_evaluated_again(
+    federation: Any, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    evaluate = simulations.federated.evaluate_stacks
+
+    def noted(base: Any, people: Any, stacks: Any) -> Any:
+        asked.append([person.user_id for person in people])
+        return evaluate(base, people, stacks)
+
+    monkeypatch.setattr(simulations.federated, "evaluate_stacks", noted)
+    evaluate_devices(federation.config, evaluated, federation.people)
+    assert asked == []
+    # Two devices a batch, and the second batch has lost its result.
+    monkeypatch.setattr(simulations.federated, "DEVICES_AT_ONCE", 2)
+    (evaluated / "results" / "0002.json").unlink()
+    evaluate_devices(federation.config, evaluated, federation.people)
+    assert asked == [[federation.people.device[2].user_id]] * len(METHODS)
+
+
+def test_devices_evaluated_in_other_batches_give_the_same_answers(
+    federation: Any, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {name: json.loads(data) for name, data in written(evaluated).items()}
+    shutil.rmtree(evaluated / "results")
+    monkeypatch.setattr(simulations.federated, "DEVICES_AT_ONCE", 2)
+    evaluate_devices(federation.config, evaluated, federation.people)
+    came = {name: json.loads(data) for name, data in written(evaluated).items()}
+    assert losses_of(came) == pytest.approx(losses_of(expected), abs=1e-5)
+    assert came == expected
+
+
+def losses_of(results: dict[str, Any]) -> list[float]:
+    """Take the losses out of results, in the order of devices, methods and queries."""
+    return [
+        answer.pop("nll")
+        for name in sorted(results)
+        for method in METHODS
+        for answer in results[name]["methods"][method]["queries"]
+    ]
+
+
+def test_a_device_that_sent_no_statistics_is_left_out(federation: Any, evaluated: Path) -> None:
+    (evaluated / "vaults" / "0000" / "statistics" / "r2.json").unlink()
+    expected = json.loads(written(evaluated)["0001.json"])
+    shutil.rmtree(evaluated / "results")
+    evaluate_devices(federation.config, evaluated, federation.people)
+    assert set(written(evaluated)) == {"0001.json", "0002.json"}
+    came = json.loads(written(evaluated)["0001.json"])
+    assert (came["user_id"], came["statistics"]) == (expected["user_id"], expected["statistics"])
+    for method in METHODS:
+        assert came["methods"][method]["scores"] == expected["methods"][method]["scores"]
 
 
 # What leaves a device

@@ -252,9 +252,12 @@ def test_any_bytes_load_or_raise_the_one_error(tmp_path: Path, data: bytes, pack
 @given(place=st.integers(0, 10_000), byte=st.integers(0, 255))
 def test_a_changed_byte_never_crashes(tmp_path: Path, place: int, byte: int) -> None:
     data = bytearray("\n".join(json.dumps(record(f"u{n}")) for n in range(3)).encode())
-    data[place % len(data)] = byte
+    place %= len(data)
+    # The end of a line stands between two people.
+    hit = 2 if data[place] == ord("\n") else 1
+    data[place] = byte
     path = tmp_path / "any"
     path.write_bytes(data)
     corpus = load(path, bad_input="skip")
-    assert 2 <= len(corpus.users) <= 3
+    assert 3 - hit <= len(corpus.users) <= 3
     assert len({user.user_id for user in corpus.users}) == len(corpus.users)

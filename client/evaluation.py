@@ -1,0 +1,89 @@
+"""Evaluation: people's own queries, answered by their own stacks and scored against gold.
+
+A device evaluates one person. A simulation evaluates several in one batch, which gives the same
+answers in a fraction of the time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from client.answers import choose_labels, generate, gold_losses
+from client.personalize import Personalised, parts_of
+from shared.base_model import BaseModel
+from shared.corpus.user import Query, User
+from shared.metrics import score
+from shared.samples import query_samples
+from shared.tasks import TASKS
+
+# Longest free-text answer: headlines and tweets end well before.
+ANSWER_TOKENS = 32
+
+Answer = dict[str, Any]
+
+
+def evaluate_stacks(
+    base: BaseModel, people: Sequence[User], stacks: Sequence[Personalised]
+) -> list[dict[str, Any]]:
+    """Answer every person's queries by the person's stack of one method, and score the answers.
+
+    Returns
+    -------
+    list of dict
+        By person: private size, cost, curve, answers, and scores by task.
+    """
+    answers: list[list[Answer]] = [[] for _ in people]
+    scores: list[dict[str, dict[str, float]]] = [{} for _ in people]
+    tasks = sorted({query.task for person in people for query in person.queries})
+    with base.lock:
+        for task in tasks:
+            asked = [u for u, p in enumerate(people) if any(q.task == task for q in p.queries)]
+            queries = [[q for q in people[u].queries if q.task == task] for u in asked]
+            found = _answer(base, [stacks[u] for u in asked], task, queries)
+            for user, own in zip(asked, found, strict=True):
+                answers[user] += own
+                scores[user][task] = score(
+                    TASKS[task].kind,
+                    [answer["prediction"] for answer in own],
+                    [answer["gold"] for answer in own],
+                    TASKS[task].labels,
+                )
+    return [
+        {
+            "private_parameters": stack.private_parameters,
+            "private_bytes": 4 * stack.private_parameters,
+            "seconds": stack.seconds,
+            "tokens": stack.tokens,
+            "curve": list(stack.curve),
+            "queries": own,
+            "scores": scored,
+        }
+        for stack, own, scored in zip(stacks, answers, scores, strict=True)
+    ]
+
+
+def _answer(
+    base: BaseModel,
+    stacks: Sequence[Personalised],
+    task_name: str,
+    queries: Sequence[Sequence[Query]],
+) -> list[list[Answer]]:
+    task, parts = TASKS[task_name], parts_of(base, stacks)
+    prompts = [[task.query_prompt(query) for query in own] for own in queries]
+    if task.labels is not None:
+        predictions = choose_labels(base, parts, prompts, task.labels)
+    else:
+        predictions = generate(base, parts, prompts, ANSWER_TOKENS)
+    losses = gold_losses(base, parts, [query_samples(base, own) for own in queries])
+    return [
+        [
+            {
+                "query_id": query.query_id,
+                "task": task_name,
+                "prediction": prediction,
+                "gold": query.gold,
+                "nll": loss,
+            }
+            for query, prediction, loss in zip(own, predicted, lost, strict=True)
+        ]
+        for own, predicted, lost in zip(queries, predictions, losses, strict=True)
+    ]
