@@ -15,7 +15,7 @@ from client.evaluation import ANSWER_TOKENS, evaluate_stacks
 from client.personalize import Personalised, Routing, compose, parts_of, personalise, route
 from client.vault import Vault
 from shared.base_model import BaseModel, load_base
-from shared.compute import compute
+from shared.compute import compute, use_threads
 from shared.config import CorpusConfig, PrivateConfig
 from shared.corpus.load import load_corpus
 from shared.corpus.split import split_users
@@ -77,21 +77,7 @@ class Device:
 
     def statistics(self) -> RouterStatistics:
         """Return the router statistics of the installed release: all that a device sends."""
-        release = self.release()
-        routing = compute(lambda: self._routing(release))
-        anchor_weights = torch.zeros(len(release.bank))
-        for index, weight in zip(routing.retrieval.anchors, routing.retrieval.weights, strict=True):
-            anchor_weights[index] = weight
-        statistics = RouterStatistics(
-            release=release.version,
-            expert_weights=tuple(routing.experts.tolist()),
-            anchor_weights=tuple(anchor_weights.tolist()),
-            best_similarity=max(routing.retrieval.similarities),
-            entropy=normalised_entropy(routing.experts).item(),
-        )
-        sent = as_sent(statistics)
-        self.vault.save_statistics(release.version, asdict(sent))
-        return sent
+        return compute(self._statistics)
 
     def personalised(self, method: str, release: Release | None = None) -> Personalised:
         """Return the stack of a method, as trained for the installed release.
@@ -150,6 +136,23 @@ class Device:
         with self.base.lock:
             self._personalise(release)
         return release.version
+
+    def _statistics(self) -> RouterStatistics:
+        release = self.release()
+        routing = self._routing(release)
+        anchor_weights = torch.zeros(len(release.bank))
+        for index, weight in zip(routing.retrieval.anchors, routing.retrieval.weights, strict=True):
+            anchor_weights[index] = weight
+        statistics = RouterStatistics(
+            release=release.version,
+            expert_weights=tuple(routing.experts.tolist()),
+            anchor_weights=tuple(anchor_weights.tolist()),
+            best_similarity=max(routing.retrieval.similarities),
+            entropy=normalised_entropy(routing.experts).item(),
+        )
+        sent = as_sent(statistics)
+        self.vault.save_statistics(release.version, asdict(sent))
+        return sent
 
     def _check_order(self, version: int, files: Mapping[str, bytes]) -> None:
         """Refuse to go back, and to take other contents under a version that is in use."""
@@ -215,9 +218,8 @@ def open_device(context: Context) -> Device:
                 f"{index}. Start fewer nodes, or raise corpus.device_users."
             )
         vault.move_in(people[index])
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    base = load_base(config.base, config.adapt)
+    use_threads(config.threads)
+    base = compute(lambda: load_base(config.base, config.adapt))
     return Device(base, vault, config.methods, config.private, config.seed)
 
 

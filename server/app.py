@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from server.rounds import (
     wait_for_devices,
 )
 from shared.atomic_file import write_json, write_text
+from shared.compute import compute, use_threads
 from shared.config import RunConfig, dump_config
 from shared.progress import stage
 from shared.protocol import RouterStatistics
@@ -46,6 +48,7 @@ def main(grid: Grid, context: Context) -> None:
 
     settings = resolve_run(context)
     config, run_dir = settings.config, settings.run_dir
+    use_threads(config.threads)
     if not settings.config_file.is_file():
         write_text(settings.config_file, dump_config(config))
     unfinished = [k for k in range(1, config.rounds.count + 1) if not _finished(run_dir, k)]
@@ -53,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
         return
     people = split_users(load_corpus(config.corpus, config.seed), config.corpus, config.seed)
     for release in unfinished:
-        folder = train_release(config, run_dir, release, people.server)
+        folder = compute(partial(train_release, config, run_dir, release, people.server))
         statistics = run_round(grid, config, folder, release, len(people.device))
         write_json(_statistics_file(run_dir, release), statistics)
 

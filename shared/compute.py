@@ -1,9 +1,8 @@
-"""The one thread on which a process's devices compute.
+"""The one thread on which a process computes.
 
-Every thread that computes for the first time gets a team of helper threads and a heap of its own
-from the runtime libraries; with a thread for each device of a simulation, training is half again
-as slow and memory grows by some 300 MB a device. So devices hand their work to one thread and
-wait.
+Every thread that computes gets a team of helper threads and a heap of its own from the runtime
+libraries. As soon as there are two such threads, all of them are half again as slow, and each
+costs some 300 MB. So server and devices hand their work to one thread and wait.
 """
 
 import threading
@@ -35,6 +34,14 @@ def compute(work: Callable[[], Result]) -> Result:
     future: Future[Result] = Future()
     _waiting.put((future, work))
     return future.result()
+
+
+def use_threads(count: int) -> None:
+    """Let computations use so many threads; 0 keeps one per core."""
+    import torch
+
+    if count:
+        compute(lambda: torch.set_num_threads(count))
 
 
 def _serve() -> None:

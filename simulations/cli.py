@@ -1,5 +1,6 @@
 """The commands `mesofed simulate` and `mesofed report`."""
 
+import os
 import shlex
 import sys
 from datetime import datetime
@@ -83,7 +84,9 @@ def _simulate(
                 highlight=False,
                 soft_wrap=True,
             )
-        raise typer.Exit(INTERRUPTED) from None
+        # Threads may be deep in a computation; every file is written whole, so just go.
+        console.file.flush()
+        os._exit(INTERRUPTED)
     console.print()
     console.print(render_table(summary))
     console.print(f"Report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)

@@ -16,8 +16,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from client.app import app as client_app
 from client.device import Device
 from client.evaluation import evaluate_stacks
@@ -25,6 +23,7 @@ from client.vault import Vault
 from server.app import app as server_app
 from shared.atomic_file import write_json, write_text
 from shared.base_model import BaseModel, load_base
+from shared.compute import compute
 from shared.config import RunConfig, load_config
 from shared.corpus.load import load_corpus
 from shared.corpus.split import Split, split_users
@@ -71,7 +70,7 @@ def prepare(config: RunConfig, run_dir: Path, command: list[str]) -> None:
     corpus = load_corpus(config.corpus, config.seed)
     people = split_users(corpus, config.corpus, config.seed)
     with stage(f"load {config.base.name}", 1, "model"):
-        base = load_base(config.base, config.adapt)
+        base = compute(lambda: load_base(config.base, config.adapt))
     write_run_record(run_dir, config, base, corpus, people, command)
 
 
@@ -83,8 +82,6 @@ def simulate(config: RunConfig, run_dir: Path) -> Summary:
     Summary
         Also in ``summary.json``; the report is ``report.html``.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     people = split_users(load_corpus(config.corpus, config.seed), config.corpus, config.seed)
     if config.engine == "ray":
         from simulations.ray_engine import run_on_ray
@@ -92,7 +89,7 @@ def simulate(config: RunConfig, run_dir: Path) -> Summary:
         run_on_ray(server_app, client_app, run_dir, len(people.device))
     else:
         run_local(server_app, client_app, run_dir, len(people.device))
-    evaluate_devices(config, run_dir, people)
+    compute(lambda: evaluate_devices(config, run_dir, people))
     return conclude(run_dir)
 
 
