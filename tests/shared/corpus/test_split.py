@@ -65,7 +65,7 @@ def test_the_seed_decides() -> None:
     ("users", "sizes"), [(89, (48, 18)), (66, (48, 18)), (20, (15, 5)), (3, (2, 1)), (4, (3, 1))]
 )
 def test_sizes(users: int, sizes: tuple[int, int]) -> None:
-    config = CorpusConfig(source="jsonl")
+    config = CorpusConfig(source="jsonl", server_users=48, device_users=18)
     split = split_users(corpus([str(n) for n in range(users)]), config, 0)
     assert (len(split.server), len(split.device)) == sizes
 
