@@ -168,6 +168,8 @@ def personalise(
         return start
     started = time.monotonic()
     rank = {"none": 0, "user_lora": config.rank, "stack": config.stack_rank}[method.private]
+    if method.private == "stack":
+        config = config.model_copy(update={"learning_rate": config.stack_learning_rate})
     trained = train_cohort(
         base,
         [Trainee(method.name, samples, seed)],
