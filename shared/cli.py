@@ -117,7 +117,8 @@ def check(
     for skip in report.skipped[:5]:
         console.print(f"  {skip.where}: {skip.reason}", markup=False, highlight=False)
     if report.problems:
-        console.print(f"\n[bold red]{len(report.problems):,} problems[/bold red]")
+        count = len(report.problems)
+        console.print(f"\n[bold red]{count:,} problem{'s' if count > 1 else ''}[/bold red]")
         for problem in report.problems[:20]:
             console.print(
                 f"  {problem.where}: expected {problem.expected}; got {problem.got}",
