@@ -159,7 +159,7 @@ class Device:
         installed = self.vault.installed()
         if installed is None or version > installed:
             return
-        if version < installed or files[MANIFEST] != self.vault.release_files()[MANIFEST]:
+        if version < installed or files[MANIFEST] != self.vault.release_files().get(MANIFEST):
             raise MesofedError(
                 f"Expected a release newer than {installed}, or the very same; got release "
                 f"{version}{'' if version < installed else ' with other contents'}. A server "

@@ -1,6 +1,7 @@
 """The vault: a device's private state, one folder a person. Nothing in it is ever sent.
 
     person.jsonl                 the history, and the person's own queries
+    embedding/<base>.safetensors  the embedding of the history, by base model
     releases/r1/                 the releases that were installed
     installed.json               which of them is current
     private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve
@@ -22,7 +23,7 @@ from shared.atomic_file import write_bytes, write_json
 from shared.corpus.user import User
 from shared.corpus.user_file import read_users, write_users
 from shared.errors import MesofedError
-from shared.release import MANIFEST, read_release_files
+from shared.release import read_release_files, write_release_files
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,7 @@ class Vault:
 
     def install(self, version: int, files: Mapping[str, bytes]) -> None:
         """Keep a verified release and make it the current one."""
-        folder = self.folder / "releases" / f"r{version}"
-        for name in sorted(files, key=lambda name: name == MANIFEST):
-            write_bytes(folder / name, files[name])
+        write_release_files(self.folder / "releases" / f"r{version}", files)
         write_json(self.folder / "installed.json", {"release": version})
 
     def installed(self) -> int | None:

@@ -83,12 +83,10 @@ def run_round(
     MesofedError
         If too few devices install the release or send valid statistics.
     """
-    # A hidden file is a write that a crash has cut short.
-    files = {
-        path.name: path.read_bytes()
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith(".")
-    }
+    # The release brings the deep-learning stack; a ServerApp must load without.
+    from shared.release import read_release_files
+
+    files = read_release_files(folder)
     manifest = json.loads(files["manifest.json"])
     deadline = config.rounds.deadline_seconds
     nodes = wait_for_devices(grid, devices, deadline)

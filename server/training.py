@@ -34,6 +34,7 @@ from shared.release import (
     pack_release,
     read_release_files,
     unpack_release,
+    write_release_files,
 )
 from shared.routing import Router
 from shared.samples import Sample, history_samples, query_samples
@@ -116,10 +117,7 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         top_k=min(config.bank.top_k, len(bank)),
         temperature=config.bank.temperature,
     )
-    files = pack_release(release)
-    # The manifest goes last: a release without one is not there yet.
-    for name in sorted(files, key=lambda name: name == MANIFEST):
-        write_bytes(folder / name, files[name])
+    write_release_files(folder, pack_release(release))
     return folder
 
 

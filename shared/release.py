@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from shared.atomic_file import write_bytes
 from shared.base_model import BaseModel as BaseLanguageModel
 from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
@@ -228,6 +229,12 @@ def read_release_files(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.iterdir())
         if not path.name.startswith(".")
     }
+
+
+def write_release_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a release, the manifest last: without it a release is not there yet."""
+    for name in sorted(files, key=lambda name: name == MANIFEST):
+        write_bytes(folder / name, files[name])
 
 
 def verify_files(files: Mapping[str, bytes]) -> Manifest:
