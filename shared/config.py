@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from shared.errors import MesofedError
 from shared.methods import METHODS
@@ -155,6 +156,13 @@ def _override(data: dict[str, Any], assignment: str) -> None:
     data[field] = value
 
 
+def _said(error: ErrorDetails) -> str:
+    unknown = error["type"] == "extra_forbidden"
+    return (
+        "there is no such setting (any run's config.toml has them all)" if unknown else error["msg"]
+    )
+
+
 def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Read a TOML file (or the defaults), apply ``section.field=value`` overrides, validate.
 
@@ -177,7 +185,7 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Ru
         config = RunConfig.model_validate(data)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}; got {e['input']!r}"
+            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {_said(e)}; got {e['input']!r}"
             for e in error.errors(include_url=False)
         ]
         raise MesofedError("\n".join(["The configuration is not valid:", *lines])) from error

@@ -67,8 +67,8 @@ def test_later_overrides_win() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("sed=1", "sed: Extra inputs"),
-        ("bank.anchor=1", r"bank\.anchor: Extra inputs"),
+        ("sed=1", "sed: there is no such setting"),
+        ("bank.anchor=1", r"bank\.anchor: there is no such setting"),
         ("bank.anchors.count=1", r"bank\.anchors"),
         ("seed=many", "seed: .*integer.*'many'"),
         ("seed=1.5", "seed: .*1.5"),
