@@ -1,7 +1,7 @@
 """The device: one person's base model, vault and current release, and what they do together."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from client.answers import generate
 from client.evaluation import ANSWER_TOKENS, evaluate_stacks
-from client.personalize import Personalised, Routing, compose, parts_of, personalise, route
+from client.personalize import Personalised, Routing, begin_personalising, compose, route
+from client.stacking import stacked
 from client.vault import Vault
 from shared.base_model import BaseModel, load_base
 from shared.compute import compute, use_threads
@@ -22,13 +23,13 @@ from shared.corpus.split import split_users
 from shared.corpus.user import User
 from shared.embedding import embed_user
 from shared.errors import MesofedError
-from shared.lora.lora import Lora
+from shared.lora.lora import LinearMap, Lora
 from shared.methods import METHODS
 from shared.protocol import RouterStatistics, as_sent
-from shared.release import MANIFEST, Release, unpack_release
+from shared.release import MANIFEST, Release, unpack_release, verify_files
 from shared.routing import normalised_entropy
 from shared.run_settings import partition, resolve_run, vault_folder
-from shared.samples import history_samples
+from shared.samples import encode_prompt, history_samples
 from shared.seeding import derive_seed
 
 _reading = threading.Lock()
@@ -69,11 +70,13 @@ class Device:
             If the release is not what its manifest says, not for this base model, or neither
             newer than the installed one nor the same; the vault then keeps what it has.
         """
-        return compute(lambda: self._install(files))
+        release = compute(lambda: self._accept(files))
+        self._personalise(release)
+        return release.version
 
     def release(self) -> Release:
         """Return the installed release, verified again."""
-        return unpack_release(self.vault.release_files(), self.base)
+        return compute(lambda: _unpacked(self.vault.release_files(), self.base))
 
     def statistics(self) -> RouterStatistics:
         """Return the router statistics of the installed release: all that a device sends."""
@@ -125,17 +128,15 @@ class Device:
     def answer(self, method: str, prompt: str, max_new_tokens: int = ANSWER_TOKENS) -> str:
         """Continue a prompt with the personalised model."""
         stack = self.personalised(method)
-        with self.base.lock:
-            parts = parts_of(self.base, [stack])
+        read = len(encode_prompt(self.base, prompt))
+        with stacked(self.base, [stack], read, max_new_tokens) as parts:
             return generate(self.base, parts, [[prompt]], max_new_tokens)[0][0]
 
-    def _install(self, files: Mapping[str, bytes]) -> int:
-        release = unpack_release(files, self.base)
+    def _accept(self, files: Mapping[str, bytes]) -> Release:
+        release = _unpacked(files, self.base)
         self._check_order(release.version, files)
         self.vault.install(release.version, files)
-        with self.base.lock:
-            self._personalise(release)
-        return release.version
+        return release
 
     def _statistics(self) -> RouterStatistics:
         release = self.release()
@@ -179,22 +180,54 @@ class Device:
         return found
 
     def _personalise(self, release: Release) -> None:
-        person = self.vault.person()
-        routing = self._routing(release)
-        samples = tuple(history_samples(self.base, person.history))
-        for name in self.methods:
-            method = METHODS[name]
-            if not method.trains or self.vault.load_private(release.version, name) is not None:
-                continue
-            seed = derive_seed(self.seed, "private", name, person.user_id, release.version)
-            trained = personalise(self.base, release, method, routing, samples, self.private, seed)
-            tensors = trained.private.tensors() if trained.private is not None else {}
-            self.vault.save_private(
-                release.version,
-                name,
-                {**tensors, "weights": trained.weights},
-                {"curve": trained.curve, "tokens": trained.tokens, "seconds": trained.seconds},
-            )
+        """Train what is not trained yet, in whatever company, and keep each part when it is."""
+
+        def begin() -> dict[str, Callable[[], Personalised]]:
+            person, routing = self.vault.person(), self._routing(release)
+            samples = tuple(history_samples(self.base, person.history))
+            return {
+                name: begin_personalising(
+                    self.base,
+                    release,
+                    METHODS[name],
+                    routing,
+                    samples,
+                    self.private,
+                    derive_seed(self.seed, "private", name, person.user_id, release.version),
+                )
+                for name in self.methods
+                if METHODS[name].trains and self.vault.load_private(release.version, name) is None
+            }
+
+        for name, wait in compute(begin).items():
+            self._keep(release.version, name, wait())
+
+    def _keep(self, version: int, method: str, trained: Personalised) -> None:
+        tensors = trained.private.tensors() if trained.private is not None else {}
+        self.vault.save_private(
+            version,
+            method,
+            {**tensors, "weights": trained.weights},
+            {"curve": trained.curve, "tokens": trained.tokens, "seconds": trained.seconds},
+        )
+
+
+# The release that was unpacked last; touched by the computing thread alone.
+_last: tuple[bytes, tuple[LinearMap, ...], str, Release] | None = None
+
+
+def _unpacked(files: Mapping[str, bytes], base: BaseModel) -> Release:
+    """Verify a release's files; unpack them unless they are the very same as the last time.
+
+    Devices of one process then share its tensors: that saves memory, and lets them train in one
+    batch.
+    """
+    global _last
+    verify_files(files)  # the manifest holds a hash of every other file
+    wanted = files[MANIFEST], base.maps, base.fingerprint
+    if _last is None or _last[:3] != wanted:
+        _last = *wanted, unpack_release(files, base)
+    return _last[3]
 
 
 def open_device(context: Context) -> Device:

@@ -4,15 +4,16 @@ y = W x + B_p A_p x + sum_e g_e B_e A_e x + sum_k f_k B_k A_k x + b a x
 population    routed experts        fused anchors         private
 """
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from shared.base_model import BaseModel
+from shared.compute import wait_for
 from shared.config import PrivateConfig
+from shared.dynamic_batching import TrainingRequest, train
 from shared.lora.algebra import concatenate, fuse
 from shared.lora.layer import Parts, expand_weights
 from shared.lora.lora import Lora
@@ -22,7 +23,7 @@ from shared.release import Release
 from shared.routing import Retrieval, retrieve
 from shared.samples import Sample
 from shared.seeding import derive_seed
-from shared.training import FusionWeights, Trainee, train_cohort
+from shared.training import Trainee
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Personalised:
     tokens : int
         Tokens processed in training.
     seconds : float
-        Time spent on training.
+        Time spent on training; of a batch, this person's share.
     """
 
     shared: tuple[Lora, ...]
@@ -163,31 +164,64 @@ def personalise(
     samples : tuple of Sample
         Of the person's history; never of the queries.
     """
+    return begin_personalising(base, release, method, routing, samples, config, seed)()
+
+
+def begin_personalising(
+    base: BaseModel,
+    release: Release,
+    method: Method,
+    routing: Routing,
+    samples: tuple[Sample, ...],
+    config: PrivateConfig,
+    seed: int,
+) -> Callable[[], Personalised]:
+    """Start what :func:`personalise` does; return a function that waits for its result."""
     start, tuned = compose(release, method, routing)
     if not method.trains:
-        return start
-    started = time.monotonic()
+        return lambda: start
     rank = {"none": 0, "user_lora": config.rank, "stack": config.stack_rank}[method.private]
     if method.private == "stack":
         config = config.model_copy(update={"learning_rate": config.stack_learning_rate})
-    trained = train_cohort(
-        base,
-        [Trainee(method.name, samples, seed)],
-        Slab.initial(base.maps, rank, [derive_seed(seed, "start")]),
-        config,
-        FusionWeights(
-            start.shared,
-            start.weights[None] if start.shared else None,
-            tuned if tuned.any() else None,
+    # People train in one batch over the same shared parts, so all anchors are laid in, those
+    # that were not retrieved with weight zero.
+    laid = _parts_of_release(release, method)
+    place = [next(i for i, lora in enumerate(laid) if lora is own) for own in start.shared]
+    weights, learned = torch.zeros(len(laid)), torch.zeros(len(laid), dtype=torch.bool)
+    weights[place], learned[place] = start.weights, tuned
+    trained = train(
+        TrainingRequest(
+            base,
+            Trainee(method.name, samples, seed),
+            rank,
+            derive_seed(seed, "start"),
+            config,
+            laid,
+            weights if laid else None,
+            learned if learned.any() else None,
             config.weights_learning_rate,
-        ),
+        )
     )
-    return Personalised(
-        shared=start.shared,
-        weights=trained.weights[0] if trained.weights is not None else start.weights,
-        private=trained.slab.lora(0) if rank else None,
-        tuned=int(tuned.sum()),
-        curve=tuple(trained.curves[method.name]),
-        tokens=trained.tokens,
-        seconds=time.monotonic() - started,
+
+    def wait() -> Personalised:
+        member = wait_for(trained)
+        return Personalised(
+            shared=start.shared,
+            weights=member.weights.cpu()[place] if member.weights is not None else start.weights,
+            private=Slab(base.maps, rank, member.row.cpu()[None]).lora(0) if rank else None,
+            tuned=int(tuned.sum()),
+            curve=tuple(member.curve),
+            tokens=member.tokens,
+            seconds=member.seconds,
+        )
+
+    return wait
+
+
+def _parts_of_release(release: Release, method: Method) -> tuple[Lora, ...]:
+    """Return all parts of a release that a method could use."""
+    return (
+        *((release.population,) if method.population else ()),
+        *(release.experts if method.experts != "off" else ()),
+        *(release.bank if method.anchors != "off" else ()),
     )

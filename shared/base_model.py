@@ -48,6 +48,8 @@ class BaseModel:
         Where model and activations are.
     max_tokens : int
         Length to which a prompt and its answer are cut.
+    memory : int
+        Bytes that the activations of one training batch may take.
     prefix : FrozenPrefix or None
         The layers below the lowest LoRA, if there are any.
     lock : RLock
@@ -64,6 +66,7 @@ class BaseModel:
     dtype: torch.dtype
     device: torch.device
     max_tokens: int
+    memory: int
     prefix: FrozenPrefix | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -142,7 +145,8 @@ def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
                 _resident = None
                 gc.collect()  # two models at once may not fit into the memory
             _resident = key, _load(config, adapt)
-        return replace(_resident[1], max_tokens=config.max_tokens)
+        memory = config.batch_memory_mb << 20
+        return replace(_resident[1], max_tokens=config.max_tokens, memory=memory)
 
 
 def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
@@ -171,6 +175,7 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
         dtype=dtype,
         device=device,
         max_tokens=config.max_tokens,
+        memory=config.batch_memory_mb << 20,
         prefix=FrozenPrefix(model.get_decoder(), cut, dtype, _embedding(model).shape[1])
         if cut
         else None,

@@ -50,6 +50,9 @@ class BaseConfig(Section):
         10, ge=0, description="so many topmost layers carry LoRAs, the rest runs once; 0: all do"
     )
     max_tokens: int = Field(128, ge=16, description="prompt and answer are cut to so many tokens")
+    batch_memory_mb: int = Field(
+        1024, ge=1, description="users train in one batch as far as so much memory goes"
+    )
 
 
 class TrainingConfig(Section):

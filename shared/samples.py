@@ -12,8 +12,9 @@ from shared.tasks import TASKS
 
 # Tokens kept at the end of a prompt that is cut: the longest cue, such as "\ncategory:".
 CUE_TOKENS = 8
-# Batches are a multiple of so many tokens wide.
-COLUMNS = 8
+# Batches are a multiple of so many tokens wide: kernels are prepared anew for every shape, and
+# users train together whose batches have the same.
+COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,16 @@ class Batch:
         return self.ids.numel()
 
 
+def shape_of(groups: Sequence[Sequence[Sample]]) -> tuple[int, int]:
+    """Return the rows that each user gets in a batch, and the tokens of each row."""
+    # The last answer token is only ever predicted, so it needs no column.
+    longest = max(len(sample) for group in groups for sample in group) - 1
+    return max(len(group) for group in groups), -(-longest // COLUMNS) * COLUMNS
+
+
 def collate(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.device) -> Batch:
     """Lay the samples of several users in one batch; users with fewer rows get empty ones."""
-    rows = max(len(group) for group in groups)
-    # The last answer token is only ever predicted, so it needs no column. Kernels are prepared
-    # anew for every shape, so lengths are rounded up to let shapes repeat.
-    longest = max(len(sample) for group in groups for sample in group) - 1
-    length = -(-longest // COLUMNS) * COLUMNS
+    rows, length = shape_of(groups)
     ids = torch.full((len(groups) * rows, length), pad_token, dtype=torch.long)
     lengths = [0] * len(ids)
     row: list[int] = []

@@ -1,12 +1,20 @@
 """The cohort trainer: many users' LoRAs in one batch over one resident base model.
 
-Each user keeps its own samples, order, schedule, clipping and AdamW moments; the batch is only a
-way to run them at once. Users are sorted by their number of steps, so those that have run out of
-data leave from the end and the rest remain a prefix of the slab: a view, never a copy.
+    users   next mini-batch                a step
+    ada     4 samples of 48 tokens   \
+    bob     4 samples of 32 tokens    >    ada, eve: one batch of 2 x 4 x 48 tokens
+    eve     4 samples of 48 tokens   /     bob waits, at no loss: nobody trains in lockstep
+
+Each user keeps its own samples, order, schedule, clipping and AdamW; a batch is only a way to run
+users at once. It is made of users whose next mini-batches have the same shape, so nobody is
+padded because of others, and the kernels do for each user what they would do for it alone.
 """
 
 import math
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -16,15 +24,14 @@ from shared.base_model import BaseModel
 from shared.config import TrainingConfig
 from shared.lora.algebra import concatenate
 from shared.lora.layer import Parts, expand_weights
-from shared.lora.lora import Factors, Lora
+from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import tokens_done
-from shared.samples import Batch, Sample, collate
+from shared.samples import Batch, Sample, collate, shape_of
 from shared.seeding import derive_seed
 
-# Padded tokens in one training batch. It bounds the memory of activations and of the vocabulary
-# head; beyond it two cores gain nothing from larger batches.
-BATCH_TOKENS = 2048
+# A backward pass holds gradients beside what the forward pass has saved. Measured at 1.4.
+BACKWARD = 1.5
 
 
 @dataclass(frozen=True)
@@ -80,48 +87,6 @@ class Trained:
     tokens: int
 
 
-@dataclass
-class RowAdamW:
-    """AdamW (arXiv 1711.05101) on a matrix whose rows have their own step count and rate.
-
-    PyTorch's optimisers hold one step count and learning rate for a tensor; here each row is a
-    user with a schedule of its own.
-    """
-
-    parameters: Tensor  # (users, n), changed in place
-    weight_decay: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    mean: Tensor = field(init=False)
-    square: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.mean = torch.zeros_like(self.parameters)
-        self.square = torch.zeros_like(self.parameters)
-
-    def step(self, gradient: Tensor, rates: Tensor, count: int) -> None:
-        """Update the first rows.
-
-        Parameters
-        ----------
-        gradient : Tensor, (active, n)
-            Of the first ``active`` rows.
-        rates : Tensor, (active, 1)
-            Learning rate of each row.
-        count : int
-            Number of this step, from 1; all active rows have started together.
-        """
-        active = gradient.shape[0]
-        w, mean, square = (t[:active] for t in (self.parameters, self.mean, self.square))
-        beta_1, beta_2 = self.betas
-        mean.lerp_(gradient, 1 - beta_1)
-        square.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
-        w.mul_(1 - rates * self.weight_decay)
-        scale = math.sqrt(1 - beta_2**count)
-        denominator = (square.sqrt() / scale).add_(self.epsilon)
-        w.sub_(mean.div(denominator).mul_(rates / (1 - beta_1**count)))
-
-
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
     """Return the rate at a step (from 0) of ``steps``: linear warm-up, then cosine to zero."""
     warm = math.ceil(config.warmup * steps)
@@ -161,6 +126,227 @@ def batches_of(trainee: Trainee, config: TrainingConfig) -> list[list[Sample]]:
     return batches
 
 
+@dataclass
+class Member:
+    """One user in training.
+
+    Attributes
+    ----------
+    trainee : Trainee
+        The user.
+    plan : list of list of Sample
+        Mini-batches of all epochs.
+    row : Tensor, (parameters,)
+        The user's LoRA as a row of a slab, trained in place; empty at rank 0.
+    weights : Tensor (parts,) or None
+        Fusion weights, changed in place where they are tuned.
+    tuned : Tensor (parts,) of bool or None
+        Which of them are.
+    curve : list of (step, loss)
+        Loss at each step that is done.
+    tokens : int
+        Tokens processed, padding not counted.
+    seconds : float
+        The user's share of the time of its batches.
+    """
+
+    trainee: Trainee
+    plan: list[list[Sample]]
+    row: Tensor
+    weights: Tensor | None
+    tuned: Tensor | None
+    optimiser: torch.optim.AdamW
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether no mini-batch is left."""
+        return len(self.curve) == len(self.plan)
+
+    @property
+    def next(self) -> list[Sample]:
+        """The mini-batch of the next step."""
+        return self.plan[len(self.curve)]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and tokens of the next step, padding included."""
+        return shape_of([self.next])
+
+
+class Cohort:
+    """Users in training together; they may join at any time, and leave when they are done.
+
+    Parameters
+    ----------
+    base : BaseModel
+        The resident base model; ``base.memory`` bounds a batch.
+    rank : int
+        Of the users' LoRAs; 0 for none.
+    config : TrainingConfig
+        Epochs, batch size, rates.
+    shared : sequence of Lora
+        Frozen parts under the users' LoRAs, the same for all.
+    weights_learning_rate : float
+        For tuned fusion weights.
+
+    Attributes
+    ----------
+    members : list of Member
+        Who is in training.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        rank: int,
+        config: TrainingConfig,
+        shared: Sequence[Lora] = (),
+        weights_learning_rate: float = 0.02,
+    ) -> None:
+        self.members: list[Member] = []
+        self.base, self._rank, self._config = base, rank, config
+        self._loras = tuple(shared)
+        self._shared = concatenate(shared).to(base.dtype, base.device) if shared else None
+        self._weights_share = weights_learning_rate / config.learning_rate
+        self._bytes: dict[tuple[int, int], int] = {}  # of one user's activations, by shape
+
+    def join(
+        self,
+        trainee: Trainee,
+        row: Tensor,
+        weights: Tensor | None = None,
+        tuned: Tensor | None = None,
+    ) -> Member:
+        """Take in a user.
+
+        Parameters
+        ----------
+        row : Tensor, (parameters,)
+            Where the user's LoRA starts; left as it is.
+        weights : Tensor (parts,), optional
+            Fusion weights of the shared parts; left as they are.
+        tuned : Tensor (parts,) of bool, optional
+            Which of them the user learns.
+        """
+        device = self.base.device
+        row = row.to(device, copy=True)
+        weights = weights.to(device, copy=True) if weights is not None else None
+        groups = [
+            {"params": [row], "weight_decay": self._config.weight_decay, "share": 1.0},
+            {"params": [weights], "weight_decay": 0.0, "share": self._weights_share},
+        ]
+        learned = groups[not self._rank : 1 + (tuned is not None)]
+        member = Member(
+            trainee,
+            batches_of(trainee, self._config),
+            row,
+            weights,
+            tuned.to(device) if tuned is not None else None,
+            torch.optim.AdamW(learned, fused=True),
+        )
+        self.members.append(member)
+        return member
+
+    def step(self) -> list[Member]:
+        """Train the largest possible group of users by one step; return those that are done.
+
+        They have left the cohort. If the step fails, everyone in its batch leaves with them.
+        """
+        started = time.monotonic()
+        group = self._group()
+        tokens = sum(len(sample) for member in group for sample in member.next)
+        try:
+            self._train(group)
+        except BaseException:
+            self._leave(group)
+            raise
+        for member in group:
+            member.seconds += (time.monotonic() - started) / len(group)
+        tokens_done(tokens)
+        finished = [member for member in group if member.done]
+        self._leave(finished)
+        return finished
+
+    def _leave(self, group: Sequence[Member]) -> None:
+        leaving = set(map(id, group))
+        self.members = [member for member in self.members if id(member) not in leaving]
+
+    def _group(self) -> list[Member]:
+        """Return the users of the next batch: of the shape for which most tokens are ready."""
+        ready: defaultdict[tuple[int, int], list[Member]] = defaultdict(list)
+        for member in self.members:
+            ready[member.shape].append(member)
+        shape = max(ready, key=lambda s: (len(ready[s]) * s[0] * s[1], s))
+        return ready[shape][: self._room(shape)]
+
+    def _room(self, shape: tuple[int, int]) -> int:
+        """Return how many users' batches of a shape fit the memory; at least one."""
+        if shape in self._bytes:
+            each = float(self._bytes[shape])
+        else:  # by the largest seen; at first one user goes alone, to be measured
+            per_token = [size / (rows * tokens) for (rows, tokens), size in self._bytes.items()]
+            each = max(per_token, default=math.inf) * shape[0] * shape[1]
+        return max(1, int(self.base.memory / (BACKWARD * each)))
+
+    def _train(self, group: Sequence[Member]) -> None:
+        """Take one step with each user of a group."""
+        base, count = self.base, len(group)
+        batch = collate([member.next for member in group], base.pad_token, base.device)
+        private = {}
+        if self._rank:
+            rows = torch.stack([member.row for member in group])
+            private = Slab(base.maps, self._rank, rows).leaves(count)
+        learned = [tensor for f in private.values() for tensor in (f.a, f.b)]
+        weights = None
+        if self._loras:
+            weights = torch.stack([m.weights for m in group if m.weights is not None])
+        tuned = weights is not None and any(member.tuned is not None for member in group)
+        if weights is not None and tuned:
+            learned.append(weights.requires_grad_())
+        parts = Parts(count, self._shared, expand_weights(self._loras, weights), private)
+        shape = group[0].shape
+        with base.stack.using(parts):
+            with nullcontext() if shape in self._bytes else self._measured(shape, count):
+                losses = mean_per_user(answer_losses(base, batch), batch)
+            # Unlike backward(), this raises if a quantised layer lets no gradient through.
+            gradients = list(torch.autograd.grad(losses.sum(), learned))
+        by_weight = gradients.pop() if tuned else None
+        by_row = Slab.to_rows(gradients) if gradients else None
+        for index, (member, loss) in enumerate(zip(group, losses.tolist(), strict=True)):
+            if by_row is not None:
+                member.row.grad = _clip(by_row[index], self._config.clip_norm)
+            if by_weight is not None and member.weights is not None and member.tuned is not None:
+                member.weights.grad = by_weight[index] * member.tuned
+            rate = learning_rate(self._config, len(member.curve), len(member.plan))
+            for parameters in member.optimiser.param_groups:
+                parameters["lr"] = rate * parameters["share"]
+            member.optimiser.step()
+            member.tokens += sum(map(len, member.next))
+            member.curve.append((len(member.curve), loss))
+
+    @contextmanager
+    def _measured(self, shape: tuple[int, int], users: int) -> Iterator[None]:
+        """Measure what a forward pass keeps for the backward pass."""
+        kept = {p.untyped_storage().data_ptr(): 0 for p in self.base.model.parameters()}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept.setdefault(storage.data_ptr(), storage.nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+        self._bytes[shape] = sum(kept.values()) // users
+
+
+def _clip(gradient: Tensor, bound: float) -> Tensor:
+    """Scale one user's gradient, in place, to a norm of at most ``bound``."""
+    return gradient.mul_((bound / gradient.norm().clamp(min=1e-12)).clamp(max=1.0))
+
+
 def train_cohort(
     base: BaseModel,
     trainees: Sequence[Trainee],
@@ -186,94 +372,25 @@ def train_cohort(
     Returns
     -------
     Trained
-        Equal, up to rounding, to training each trainee alone.
+        Equal to training each trainee alone.
     """
     fusion = fusion or FusionWeights()
-    plans = [batches_of(trainee, config) for trainee in trainees]
-    rows = initial.rows.to(base.device, copy=True)
-    weights = fusion.values.to(base.device, copy=True) if fusion.values is not None else None
-    curves: dict[str, list[tuple[int, float]]] = {trainee.name: [] for trainee in trainees}
-    tokens = 0
-    for cohort in _cohorts(plans):
-        slab = Slab(initial.maps, initial.rank, rows[cohort])
-        values = weights[cohort] if weights is not None else None
-        for step, losses, seen in _train(
-            base, [plans[i] for i in cohort], slab, values, fusion, config
-        ):
-            for index, loss in zip(cohort, losses, strict=False):
-                curves[trainees[index].name].append((step, loss))
-            tokens += seen
-            tokens_done(seen)
-        rows[cohort] = slab.rows
-        if weights is not None and values is not None:
-            weights[cohort] = values
-    trained = Slab(initial.maps, initial.rank, rows.cpu())
-    return Trained(trained, weights.cpu() if weights is not None else None, curves, tokens)
-
-
-def _cohorts(plans: Sequence[Sequence[Sequence[Sample]]]) -> list[list[int]]:
-    """Divide users into cohorts whose largest batch fits ``BATCH_TOKENS``, longest plans first."""
-    order = sorted(range(len(plans)), key=lambda i: (-len(plans[i]), i))
-    cohorts: list[list[int]] = []
-    rows = length = 0  # every user of a cohort is padded to its longest batch and longest sample
-    for index in order:
-        own_rows = max(len(batch) for batch in plans[index])
-        own_length = max(len(sample) for batch in plans[index] for sample in batch)
-        grown = max(rows, own_rows), max(length, own_length)
-        if cohorts and (len(cohorts[-1]) + 1) * grown[0] * grown[1] <= BATCH_TOKENS:
-            cohorts[-1].append(index)
-            rows, length = grown
-        else:
-            cohorts.append([index])
-            rows, length = own_rows, own_length
-    return cohorts
-
-
-def _train(
-    base: BaseModel,
-    plans: Sequence[Sequence[Sequence[Sample]]],
-    slab: Slab,
-    values: Tensor | None,
-    fusion: FusionWeights,
-    config: TrainingConfig,
-) -> Iterator[tuple[int, list[float], int]]:
-    """Train one cohort in place; yield (step, the active users' losses, tokens) a step."""
-    shared = concatenate(fusion.loras).to(base.dtype, base.device) if fusion.loras else None
-    optimiser = RowAdamW(slab.rows, config.weight_decay)
-    weights_optimiser = RowAdamW(values, 0.0) if values is not None else None
-    active = 0
-    private: dict[str, Factors] = {}
-    for step in range(len(plans[0])):
-        remaining = sum(len(plan) > step for plan in plans)
-        if remaining != active:
-            active = remaining
-            private = slab.leaves(active) if slab.rank else {}
-        groups = [plan[step] for plan in plans[:active]]
-        batch = collate(groups, base.pad_token, base.device)
-        weights = values[:active].clone() if values is not None else None
-        learned = [tensor for f in private.values() for tensor in (f.a, f.b)]
-        if weights is not None and fusion.tuned is not None:
-            learned.append(weights.requires_grad_())
-        parts = Parts(active, shared, expand_weights(fusion.loras, weights), private)
-        with base.stack.using(parts):
-            losses = mean_per_user(answer_losses(base, batch), batch)
-            # Unlike backward(), this raises if a quantised layer lets no gradient through.
-            gradients = list(torch.autograd.grad(losses.sum(), learned))
-        rates = torch.tensor(
-            [[learning_rate(config, step, len(plan))] for plan in plans[:active]],
-            device=base.device,
+    cohort = Cohort(base, initial.rank, config, fusion.loras, fusion.learning_rate)
+    members = [
+        cohort.join(
+            trainee,
+            initial.rows[user],
+            fusion.values[user] if fusion.values is not None else None,
+            fusion.tuned,
         )
-        if weights_optimiser is not None and fusion.tuned is not None:
-            gradient = gradients.pop() * fusion.tuned.to(base.device)
-            share = fusion.learning_rate / config.learning_rate
-            weights_optimiser.step(gradient, rates * share, step + 1)
-        if gradients:
-            gradient = _clip(Slab.to_rows(gradients), config.clip_norm)
-            optimiser.step(gradient, rates, step + 1)
-        yield step, losses.tolist(), sum(len(s) for group in groups for s in group)
-
-
-def _clip(gradient: Tensor, bound: float) -> Tensor:
-    """Scale each user's gradient, in place, to a norm of at most ``bound``."""
-    norms = gradient.norm(dim=1, keepdim=True)
-    return gradient.mul_((bound / norms.clamp(min=1e-12)).clamp(max=1.0))
+        for user, trainee in enumerate(trainees)
+    ]
+    while cohort.members:
+        cohort.step()
+    weights = [member.weights.cpu() for member in members if member.weights is not None]
+    return Trained(
+        Slab(initial.maps, initial.rank, torch.stack([m.row.detach().cpu() for m in members])),
+        torch.stack(weights).detach() if weights else None,
+        {member.trainee.name: member.curve for member in members},
+        sum(member.tokens for member in members),
+    )

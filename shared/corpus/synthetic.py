@@ -2,9 +2,9 @@
 
 Three layers, one for each level of personalisation::
 
-    everyone     a post's kind decides among the tags, an outing's quality moves its score,
+    everyone     half of the kinds of post have one tag, an outing's quality moves its score,
                  a headline names what happened
-    group        a community's own tag for each kind, its taste in outings, its headline style
+    group        a community's own tag for each other kind, its taste in outings, its headline style
     person       a tag of their own for a favourite subject, a harsh or kind hand with scores,
                  a signature word that ends every headline
 
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.corpus.synthetic_worlds import (
+    COMMON_TAGS,
     COMMUNITIES,
     EVENTS,
     EVERYDAY,
@@ -78,7 +79,12 @@ class _Post:
 
 
 def community_tag(community: Community, kind: str) -> str:
-    """Return a community's tag for a kind of post; two communities never agree on one."""
+    """Return a community's tag for a kind of post.
+
+    Everyone agrees on the kinds in ``COMMON_TAGS``; on the others, two communities never do.
+    """
+    if kind in COMMON_TAGS:
+        return COMMON_TAGS[kind]
     return POST_TAGS[(list(KINDS).index(kind) + community.tag_shift) % len(POST_TAGS)]
 
 

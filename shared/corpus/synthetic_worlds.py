@@ -39,7 +39,8 @@ class Community:
     world : World
         What its people talk about among themselves.
     tag_shift : int
-        Turns the wheel of tags: the same kind of post has another tag in every community.
+        Turns the wheel of tags: a kind of post that is not in ``COMMON_TAGS`` has another tag in
+        every community.
     taste : tuple of str
         The trait that it loves in an outing and the trait that it cannot stand.
     headline : str
@@ -388,6 +389,9 @@ KINDS: dict[str, tuple[str, ...]] = {
         "Three of us gathered round {subject} {place}, {detail}.",
     ),
 }
+
+# Kinds that have the same tag in every community.
+COMMON_TAGS = {"success": "triumph", "purchase": "gear", "plan": "dream"}
 
 # What happened to a subject, and how a post tells it; the headline keeps subject and event.
 EVENTS = (

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from shared.lora.lora import Factors, LinearMap, Lora
 
@@ -78,11 +79,14 @@ class StackedLinear(nn.Module):
                 y.reshape(-1, shape[-1]), low.reshape(-1, shared.rank), shared.b.to(y.dtype)
             )
         if private is not None:
+            a, b = private.a.to(x.dtype), private.b.to(y.dtype)
+            if private.rank == 1:
+                # A matrix of one column goes to another kernel for one user than for several,
+                # which would sum in another order: an empty second rank keeps their bits equal.
+                a, b = pad(a, (0, 1)), pad(b, (0, 0, 0, 1))
             by_user = x.reshape(parts.users, -1, x.shape[-1])  # (users, rows * tokens, in)
-            low = torch.bmm(by_user, private.a.to(x.dtype))  # (users, rows * tokens, rank)
-            y = torch.baddbmm(
-                y.reshape(parts.users, -1, shape[-1]), low.to(y.dtype), private.b.to(y.dtype)
-            )
+            low = torch.bmm(by_user, a)  # (users, rows * tokens, rank)
+            y = torch.baddbmm(y.reshape(parts.users, -1, shape[-1]), low.to(y.dtype), b)
         return y.reshape(shape)
 
 

@@ -94,7 +94,7 @@ def test_installing_twice_trains_once(
     def refuse(*args: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(client.device, "personalise", refuse)
+    monkeypatch.setattr(client.device, "begin_personalising", refuse)
     monkeypatch.setattr(client.device, "embed_user", refuse)
     assert settled.install(federation.release_files(2)) == 2
     assert private_files(settled.vault.folder, 2) == before

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -17,10 +17,12 @@ from shared.config import BaseConfig, TrainingConfig
 from shared.lora.layer import Parts
 from shared.lora.lora import Factors, Lora
 from shared.lora.slab import Slab
-from shared.samples import Batch, Sample, collate, encode
+from shared.samples import Sample, collate, encode
 from shared.training import (
+    BACKWARD,
+    Cohort,
     FusionWeights,
-    RowAdamW,
+    Member,
     Trained,
     Trainee,
     answer_losses,
@@ -105,39 +107,6 @@ def assert_moved_alike(came: Tensor, expected: Tensor, before: Tensor) -> None:
     change = (expected - before).norm()
     assert change > 1e-3
     assert (came - expected).norm() <= 1e-3 * change
-
-
-# The optimiser
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(0, 2**31),
-    st.lists(st.integers(1, 6), min_size=1, max_size=4),
-    st.sampled_from([0.0, 0.01, 0.3]),
-)
-def test_row_adamw_is_adamw_with_one_optimiser_a_row(
-    seed: int, steps: list[int], decay: float
-) -> None:
-    steps.sort(reverse=True)  # users that run out leave from the end
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(len(steps), 5, generator=generator, dtype=torch.float64)
-    theirs = [row.clone().requires_grad_() for row in rows]
-    optimisers = [
-        torch.optim.AdamW([row], lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
-        for row in theirs
-    ]
-    ours = RowAdamW(rows, decay)
-    for step in range(steps[0]):
-        active = sum(count > step for count in steps)
-        gradient = torch.randn(active, 5, generator=generator, dtype=torch.float64)
-        rates = torch.rand(active, 1, generator=generator, dtype=torch.float64)
-        for row, optimiser, own, rate in zip(theirs, optimisers, gradient, rates, strict=False):
-            row.grad = own.clone()
-            optimiser.param_groups[0]["lr"] = rate.item()
-            optimiser.step()
-        ours.step(gradient, rates, step + 1)
-        torch.testing.assert_close(rows, torch.stack([r.detach() for r in theirs]))
 
 
 # The schedule
@@ -332,39 +301,28 @@ def test_a_cohort_trains_each_user_as_if_alone(
     assert trained.tokens == CONFIG.epochs * sum(len(s) for p in people for s in p.samples)
 
 
-def test_the_order_of_users_and_the_division_into_batches_do_not_matter(
-    base: BaseModel,
-    people: list[Trainee],
-    start: Slab,
-    fusion: FusionWeights,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("budget", [1, 1 << 30], ids=["one at a time", "all at once"])
+def test_company_order_and_memory_do_not_change_a_bit(
+    base: BaseModel, people: list[Trainee], start: Slab, fusion: FusionWeights, budget: int
 ) -> None:
     assert fusion.values is not None
-    together = train_cohort(base, people, start, CONFIG, fusion)
-    turned = train_cohort(
-        base,
-        people[::-1],
-        replace(start, rows=start.rows.flip(0)),
+    # Ada's twin has batches of her shapes, so that there is somebody to share a batch with.
+    twin = replace(people[0], name="twin", seed=77)
+    everyone = [*people[::-1], twin]
+    trained = train_cohort(
+        replace(base, memory=budget),
+        everyone,
+        replace(start, rows=start.rows[[2, 1, 0, 0]]),
         CONFIG,
-        replace(fusion, values=fusion.values.flip(0)),
+        replace(fusion, values=fusion.values[[2, 1, 0, 0]]),
     )
-    monkeypatch.setattr(training, "BATCH_TOKENS", 1)
-    singly = train_cohort(base, people, start, CONFIG, fusion)
-    assert together.weights is not None
-    assert turned.weights is not None
-    assert singly.weights is not None
+    assert trained.weights is not None
     for user, person in enumerate(people):
-        for rows, weights in (
-            (turned.slab.rows.flip(0), turned.weights.flip(0)),
-            (singly.slab.rows, singly.weights),
-        ):
-            assert_moved_alike(rows[user], together.slab.rows[user], start.rows[user])
-            assert_moved_alike(weights[user], together.weights[user], fusion.values[user])
-        # A batch of one user is that user's training, bit by bit.
         own = alone(base, people, start, user, fusion)
-        assert torch.equal(singly.slab.rows[user], own.slab.rows[0])
-        assert singly.curves[person.name] == own.curves[person.name]
-    assert together.tokens == turned.tokens == singly.tokens
+        assert own.weights is not None
+        assert torch.equal(trained.slab.rows[2 - user], own.slab.rows[0])
+        assert torch.equal(trained.weights[2 - user], own.weights[0])
+        assert trained.curves[person.name] == own.curves[person.name]
 
 
 def test_training_again_gives_the_same_bits(
@@ -378,30 +336,103 @@ def test_training_again_gives_the_same_bits(
     assert first.curves == again.curves
 
 
-def test_users_are_divided_so_that_padded_batches_fit(
-    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+Groups = list[tuple[list[str], tuple[int, int]]]
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> Groups:
+    """Return who took each step, in which shape; filled as training goes on."""
+    taken: Groups = []
+    train = Cohort._train
+
+    def watched(self: Cohort, group: Sequence[Member]) -> None:
+        taken.append(([m.trainee.name for m in group], group[0].shape))
+        assert len({member.shape for member in group}) == 1
+        train(self, group)
+
+    monkeypatch.setattr(Cohort, "_train", watched)
+    return taken
+
+
+def samples_of(count: int, length: int) -> tuple[Sample, ...]:
+    return tuple(Sample(tuple(range(5, 3 + length)), (i, i + 1)) for i in range(count))
+
+
+def test_a_batch_holds_users_of_one_shape_and_those_ahead_do_not_wait(
+    base: BaseModel, groups: Groups
 ) -> None:
-    sizes: list[tuple[int, int]] = []
-
-    def watched(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.device) -> Batch:
-        batch = collate(groups, pad_token, device)
-        sizes.append((batch.users, batch.tokens))
-        return batch
-
-    def samples(count: int, length: int) -> tuple[Sample, ...]:
-        return tuple(Sample(tuple(range(length - 2)), (i, i + 1)) for i in range(count))
-
     people = [
-        Trainee("many", samples(8, 4), 1),
-        Trainee("long", samples(1, 40), 2),
-        Trainee("as long", samples(1, 40), 3),
+        Trainee("long", samples_of(2, 40), 1),
+        Trainee("short", samples_of(2, 12), 2),
+        Trainee("too", samples_of(2, 16), 3),
+        Trainee("all", samples_of(4, 14), 4),
     ]
-    monkeypatch.setattr(training, "collate", watched)
-    monkeypatch.setattr(training, "BATCH_TOKENS", 100)
-    config = TrainingConfig(rank=1, epochs=1, batch_size=8)
-    train_cohort(base, people, Slab.initial(base.maps, 1, [1, 2, 3]), config)
-    assert sorted(users for users, _ in sizes) == [1, 2]
-    assert all(tokens <= 100 for _, tokens in sizes)
+    config = TrainingConfig(rank=1, epochs=1, batch_size=2)
+    roomy = replace(base, memory=1 << 40)
+    train_cohort(roomy, people, Slab.initial(base.maps, 1, [1, 2, 3, 4]), config)
+    # Two rows of 48 tokens weigh as much as three users' two rows of 16, and go first as longer.
+    assert groups == [
+        (["long"], (2, 48)),
+        (["short", "too", "all"], (2, 16)),
+        (["all"], (2, 16)),
+    ]
+
+
+def test_a_batch_keeps_to_the_memory_it_is_given(base: BaseModel, groups: Groups) -> None:
+    people = [Trainee(str(i), samples_of(4, 40), i) for i in range(12)]
+    config = TrainingConfig(rank=1, epochs=1, batch_size=2)
+    start = Slab.initial(base.maps, 1, range(12))
+
+    cohort = Cohort(replace(base, memory=1 << 40), 1, config)
+    member = cohort.join(people[0], start.rows[0])
+    cohort.step()
+    (measured,) = cohort._bytes.values()
+    # At least the hidden states of every layer that carries LoRAs are kept for the way back.
+    layers = len({linear.name.rsplit(".", 2)[0] for linear in base.maps})
+    assert measured > layers * 2 * 48 * base.width * 4
+    assert member.shape == (2, 48)
+
+    groups.clear()
+    room = int(BACKWARD * measured * 5.5)
+    train_cohort(replace(base, memory=room), people, start, config)
+    assert max(len(names) for names, _ in groups) == 5
+    groups.clear()
+    train_cohort(replace(base, memory=1), people, start, config)
+    assert {len(names) for names, _ in groups} == {1}
+
+
+def test_who_joins_late_learns_the_same(
+    base: BaseModel, people: list[Trainee], start: Slab
+) -> None:
+    cohort = Cohort(base, 2, CONFIG)
+    ada = cohort.join(people[0], start.rows[0])
+    cohort.step()
+    cohort.step()
+    eve = cohort.join(people[2], start.rows[2])
+    left = []
+    while cohort.members:
+        left += cohort.step()
+    assert {id(member) for member in left} == {id(ada), id(eve)}
+    for user, member in ((0, ada), (2, eve)):
+        assert torch.equal(member.row, alone(base, people, start, user).slab.rows[0])
+
+
+def test_a_step_that_fails_costs_only_those_in_it(
+    base: BaseModel, people: list[Trainee], start: Slab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = Cohort(base, 2, CONFIG)
+    members = [cohort.join(person, start.rows[i]) for i, person in enumerate(people)]
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "answer_losses", lambda *_: torch.zeros(()).log().sqrt()[5])
+        with pytest.raises(IndexError):
+            cohort.step()
+    lost = {id(member) for member in members} - {id(member) for member in cohort.members}
+    assert len(lost) == 1
+    while cohort.members:
+        cohort.step()
+    for user, member in enumerate(members):
+        if id(member) not in lost:
+            assert torch.equal(member.row, alone(base, people, start, user).slab.rows[0])
 
 
 def test_only_tuned_weights_move(

@@ -1,0 +1,133 @@
+"""Dynamic batching: training requests of many devices meet here and run as cohorts.
+
+    device 1 --request-->  |
+    device 2 --request-->  |  cohort (same shared parts, rank, rates)  -- a step whenever the
+    device 3 --request-->  |                                              computing thread is free
+
+Devices may come at any time: they join the cohort that is under way. On a real device it has one
+member. Who trains with whom changes nothing but the time it takes (``shared.training``).
+"""
+
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from torch import Tensor
+
+from shared.base_model import BaseModel
+from shared.compute import compute_in_background
+from shared.config import TrainingConfig
+from shared.lora.lora import Lora
+from shared.lora.slab import Slab
+from shared.training import Cohort, Member, Trainee
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRequest:
+    """What one user wants trained.
+
+    Attributes
+    ----------
+    base : BaseModel
+        The resident base model.
+    trainee : Trainee
+        The user.
+    rank : int
+        Of the user's LoRA; 0 for none.
+    start_seed : int
+        Draws the LoRA from which training starts.
+    config : TrainingConfig
+        Epochs, batch size, rates.
+    shared : tuple of Lora
+        Frozen parts under the user's LoRA. Users with the very same ones train together.
+    weights : Tensor (parts,) or None
+        Their fusion weights.
+    tuned : Tensor (parts,) of bool or None
+        Which of the weights the user learns.
+    weights_learning_rate : float
+        For those.
+    """
+
+    base: BaseModel
+    trainee: Trainee
+    rank: int
+    start_seed: int
+    config: TrainingConfig
+    shared: tuple[Lora, ...] = ()
+    weights: Tensor | None = None
+    tuned: Tensor | None = None
+    weights_learning_rate: float = 0.02
+    trained: Future[Member] = field(default_factory=Future)
+
+    @property
+    def company(self) -> tuple[object, ...]:
+        """What users must have in common to train in one cohort."""
+        parts = tuple(map(id, self.shared))
+        model = id(self.base.model)
+        return model, self.rank, self.config, parts, self.weights_learning_rate
+
+
+def train(request: TrainingRequest) -> Future[Member]:
+    """Train a user, with whoever else is waiting; return at once.
+
+    :func:`shared.compute.wait_for` waits for the result.
+    """
+    _arrived.put(request)
+    compute_in_background(_step)
+    return request.trained
+
+
+# Requests on their way; the rest is touched by the computing thread alone.
+_arrived: SimpleQueue[TrainingRequest] = SimpleQueue()
+_waiting: deque[TrainingRequest] = deque()
+_cohorts: dict[tuple[object, ...], Cohort] = {}
+_training: dict[int, tuple[Member, TrainingRequest]] = {}
+
+
+def _step() -> bool:
+    """Let in whom the memory allows and train the largest cohort by one step, if there is any."""
+    while not _arrived.empty():
+        _waiting.append(_arrived.get())
+    while _waiting and _fits(_waiting[0]):
+        _join(_waiting.popleft())
+    if not _cohorts:
+        return False
+    company = max(_cohorts, key=lambda company: len(_cohorts[company].members))
+    cohort, error = _cohorts[company], None
+    with cohort.base.lock:
+        try:
+            cohort.step()
+        except BaseException as raised:
+            error = raised
+    training = set(map(id, cohort.members))
+    for key, (member, request) in list(_training.items()):
+        if request.company == company and key not in training:
+            del _training[key]
+            if error is None:
+                request.trained.set_result(member)
+            else:
+                request.trained.set_exception(error)
+    if not cohort.members:
+        del _cohorts[company]
+    return True
+
+
+def _fits(request: TrainingRequest) -> bool:
+    """Return whether the states of all in training fit the memory; one always does."""
+    state = sum(4 * member.row.nbytes for member, _ in _training.values())
+    own = 4 * 4 * Slab.parameters(request.base.maps, request.rank)  # LoRA, gradient, two moments
+    return not _training or state + own <= request.base.memory
+
+
+def _join(request: TrainingRequest) -> None:
+    base = request.base
+    if request.company not in _cohorts:
+        _cohorts[request.company] = Cohort(
+            base, request.rank, request.config, request.shared, request.weights_learning_rate
+        )
+    start = Slab.initial(base.maps, request.rank, [request.start_seed])
+    member = _cohorts[request.company].join(
+        request.trainee, start.rows[0], request.weights, request.tuned
+    )
+    _training[id(member)] = member, request
