@@ -37,22 +37,24 @@ def choose_labels(
 ) -> list[list[str]]:
     """Return, for each prompt, the label that greedy decoding among the labels arrives at.
 
-    At each token only continuations of labels that are still possible are allowed. Labels whose
-    first tokens differ are told apart by one forward pass.
+    At each token only continuations of labels that are still possible are allowed. The model is
+    asked only where they part, so one forward pass tells apart labels whose first tokens differ.
     """
     end = base.tokenizer.eos_token_id
     spelled = {
-        label: (*base.tokenizer.encode(f" {label}", add_special_tokens=False), end)
+        (*base.tokenizer.encode(f" {label}", add_special_tokens=False), end): label
         for label in labels
     }
     contexts = [[encode_prompt(base, prompt) for prompt in group] for group in prompts]
-    possible = [[list(labels) for _ in group] for group in prompts]
-    depth = 0
+    possible = [[list(spelled) for _ in group] for group in prompts]
     while any(len(left) > 1 for own in possible for left in own):
         undecided = [[i for i, left in enumerate(own) if len(left) > 1] for own in possible]
         # One answer token to be predicted: the batch reads the hidden state before it.
         samples = [
-            [Sample((*contexts[u][i], *spelled[possible[u][i][0]][:depth]), (end,)) for i in own]
+            [
+                Sample((*contexts[u][i], *possible[u][i][0][: _parting(possible[u][i])]), (end,))
+                for i in own
+            ]
             for u, own in enumerate(undecided)
         ]
         batch = collate(samples, base.pad_token, base.device)
@@ -61,11 +63,17 @@ def choose_labels(
         logits = iter(base.logits(hidden))  # one row, (vocabulary,), an undecided prompt
         for own, rows in zip(possible, undecided, strict=True):
             for i in rows:
-                allowed = sorted({spelled[label][depth] for label in own[i]})
+                depth = _parting(own[i])
+                allowed = sorted({tokens[depth] for tokens in own[i]})
                 best = allowed[int(next(logits)[allowed].argmax())]
-                own[i] = [label for label in own[i] if spelled[label][depth] == best]
-        depth += 1
-    return [[left[0] for left in own] for own in possible]
+                own[i] = [tokens for tokens in own[i] if tokens[depth] == best]
+    return [[spelled[left[0]] for left in own] for own in possible]
+
+
+def _parting(spellings: Sequence[tuple[int, ...]]) -> int:
+    """Return the first place where spellings differ; none is the beginning of another."""
+    places = enumerate(zip(*spellings, strict=False))
+    return next(place for place, tokens in places if len(set(tokens)) > 1)
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ Flower sends import errors to the server with their text, so the device is impor
 handlers, behind the egress guard.
 """
 
+from typing import TYPE_CHECKING
+
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -17,18 +19,28 @@ from shared.protocol import (
     statistics_to_content,
 )
 
+if TYPE_CHECKING:
+    from client.device import Device
+
 app = ClientApp(mods=[egress_guard])
 
 
 @app.train("install_release")
 def install_release(message: Message, context: Context) -> Message:
     """Bring a release to the device, which verifies it and personalises; answer: nothing."""
-    release, files = release_from_content(message.content)
     from client.device import open_device
 
-    if open_device(context).install(files) != release:
-        raise ProtocolError(REASONS[Refusal.OTHER_RELEASE], Refusal.OTHER_RELEASE)
+    device = open_device(context)
+    _install(device, message)
+    device.personalise()
     return Message(RecordDict(), reply_to=message)
+
+
+def _install(device: "Device", message: Message) -> None:
+    # The files are gone from the memory when this returns, before the long training.
+    release, files = release_from_content(message.content)
+    if device.install(files) != release:
+        raise ProtocolError(REASONS[Refusal.OTHER_RELEASE], Refusal.OTHER_RELEASE)
 
 
 @app.query("router_statistics")

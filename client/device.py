@@ -60,9 +60,7 @@ class Device:
     seed: int
 
     def install(self, files: Mapping[str, bytes]) -> int:
-        """Verify a release, keep it, and personalise by every method; return its version.
-
-        What is already trained for this release is kept, so a round may be asked for again.
+        """Verify a release and keep it; return its version.
 
         Raises
         ------
@@ -70,9 +68,25 @@ class Device:
             If the release is not what its manifest says, not for this base model, or neither
             newer than the installed one nor the same; the vault then keeps what it has.
         """
-        release = compute(lambda: self._accept(files))
-        self._personalise(release)
-        return release.version
+        return compute(lambda: self._install(files))
+
+    def personalise(self) -> None:
+        """Personalise by every method for the installed release, and keep each as it is done.
+
+        What is already trained for this release is kept, so a round may be asked for again.
+        Other devices of this process that are at it are company: who trains in one batch with
+        whom changes nothing but the time it takes.
+        """
+        release = self.release()
+        for method, wait in compute(lambda: self._begin(release)).items():
+            trained = wait()
+            tensors = trained.private.tensors() if trained.private is not None else {}
+            self.vault.save_private(
+                release.version,
+                method,
+                {**tensors, "weights": trained.weights},
+                {"curve": trained.curve, "tokens": trained.tokens, "seconds": trained.seconds},
+            )
 
     def release(self) -> Release:
         """Return the installed release, verified again."""
@@ -132,11 +146,29 @@ class Device:
         with stacked(self.base, [stack], read, max_new_tokens) as parts:
             return generate(self.base, parts, [[prompt]], max_new_tokens)[0][0]
 
-    def _accept(self, files: Mapping[str, bytes]) -> Release:
+    def _install(self, files: Mapping[str, bytes]) -> int:
         release = _unpacked(files, self.base)
         self._check_order(release.version, files)
         self.vault.install(release.version, files)
-        return release
+        return release.version
+
+    def _begin(self, release: Release) -> dict[str, Callable[[], Personalised]]:
+        """Start the training of what is not trained yet; return what to wait for, by method."""
+        person, routing = self.vault.person(), self._routing(release)
+        samples = tuple(history_samples(self.base, person.history))
+        return {
+            name: begin_personalising(
+                self.base,
+                release,
+                METHODS[name],
+                routing,
+                samples,
+                self.private,
+                derive_seed(self.seed, "private", name, person.user_id, release.version),
+            )
+            for name in self.methods
+            if METHODS[name].trains and self.vault.load_private(release.version, name) is None
+        }
 
     def _statistics(self) -> RouterStatistics:
         release = self.release()
@@ -160,7 +192,14 @@ class Device:
         installed = self.vault.installed()
         if installed is None or version > installed:
             return
-        if version < installed or files[MANIFEST] != self.vault.release_files().get(MANIFEST):
+        try:
+            kept = self.vault.release_files()
+        except MesofedError:  # lost or damaged: the release may come again
+            kept = {}
+        same = (
+            kept[MANIFEST] == files[MANIFEST] if MANIFEST in kept else kept.items() <= files.items()
+        )
+        if version < installed or not same:
             raise MesofedError(
                 f"Expected a release newer than {installed}, or the very same; got release "
                 f"{version}{'' if version < installed else ' with other contents'}. A server "
@@ -178,38 +217,6 @@ class Device:
                 found = embed_user(self.base, self.vault.person().history)
             self.vault.save_embedding(self.base.fingerprint, found)
         return found
-
-    def _personalise(self, release: Release) -> None:
-        """Train what is not trained yet, in whatever company, and keep each part when it is."""
-
-        def begin() -> dict[str, Callable[[], Personalised]]:
-            person, routing = self.vault.person(), self._routing(release)
-            samples = tuple(history_samples(self.base, person.history))
-            return {
-                name: begin_personalising(
-                    self.base,
-                    release,
-                    METHODS[name],
-                    routing,
-                    samples,
-                    self.private,
-                    derive_seed(self.seed, "private", name, person.user_id, release.version),
-                )
-                for name in self.methods
-                if METHODS[name].trains and self.vault.load_private(release.version, name) is None
-            }
-
-        for name, wait in compute(begin).items():
-            self._keep(release.version, name, wait())
-
-    def _keep(self, version: int, method: str, trained: Personalised) -> None:
-        tensors = trained.private.tensors() if trained.private is not None else {}
-        self.vault.save_private(
-            version,
-            method,
-            {**tensors, "weights": trained.weights},
-            {"curve": trained.curve, "tokens": trained.tokens, "seconds": trained.seconds},
-        )
 
 
 # The release that was unpacked last; touched by the computing thread alone.

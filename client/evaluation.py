@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from client.answers import choose_labels, generate, gold_losses
-from client.personalize import Personalised, parts_of
+from client.personalize import Personalised
+from client.stacking import stacked
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
 from shared.metrics import score
@@ -67,13 +68,18 @@ def _answer(
     task_name: str,
     queries: Sequence[Sequence[Query]],
 ) -> list[list[Answer]]:
-    task, parts = TASKS[task_name], parts_of(base, stacks)
+    task = TASKS[task_name]
     prompts = [[task.query_prompt(query) for query in own] for own in queries]
-    if task.labels is not None:
-        predictions = choose_labels(base, parts, prompts, task.labels)
-    else:
-        predictions = generate(base, parts, prompts, ANSWER_TOKENS)
-    losses = gold_losses(base, parts, [query_samples(base, own) for own in queries])
+    samples = [query_samples(base, own) for own in queries]
+    # Every query is read twice: to answer it, and for the loss of its gold answer.
+    read = 2 * sum(len(sample) for own in samples for sample in own)
+    written = ANSWER_TOKENS if task.labels is None else 0
+    with stacked(base, stacks, read, written) as parts:
+        if task.labels is not None:
+            predictions = choose_labels(base, parts, prompts, task.labels)
+        else:
+            predictions = generate(base, parts, prompts, ANSWER_TOKENS)
+        losses = gold_losses(base, parts, samples)
     return [
         [
             {

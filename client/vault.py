@@ -7,7 +7,9 @@
     private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve
     statistics/r1.json           what was sent, for the person to read
 
-Every file is written to a temporary name and renamed, so a crash leaves the former state.
+Every file is written to a temporary name and renamed, so a crash leaves the former state. What a
+failing disk takes all the same counts as missing where it can be made again: by installing the
+same release, or the next one.
 """
 
 import json
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -47,14 +50,21 @@ class Vault:
         Raises
         ------
         MesofedError
-            If nobody has moved in.
+            If nobody has moved in, or the file is damaged.
         """
         if not self.exists:
             raise MesofedError(
                 f"Expected a vault with a person's history in {self.folder}; it is empty. "
                 "Create it with `mesofed device init`."
             )
-        return read_users(self.folder / "person.jsonl")[0]
+        path = self.folder / "person.jsonl"
+        people = read_users(path)
+        if len(people) != 1:
+            raise MesofedError(
+                f"Expected one person in {path}; got {len(people)}. Restore the file, or remove "
+                "the vault and create it again."
+            )
+        return people[0]
 
     def install(self, version: int, files: Mapping[str, bytes]) -> None:
         """Keep a verified release and make it the current one."""
@@ -62,14 +72,27 @@ class Vault:
         write_json(self.folder / "installed.json", {"release": version})
 
     def installed(self) -> int | None:
-        """Return the current release's version, or None before the first."""
+        """Return the current release's version, or None before the first.
+
+        Raises
+        ------
+        MesofedError
+            If the file is damaged. It is not taken for missing: the device could be sent back to
+            an older release.
+        """
         path = self.folder / "installed.json"
         if not path.exists():
             return None
-        return int(json.loads(path.read_text(encoding="utf-8"))["release"])
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["release"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise MesofedError(
+                f"Expected the current release's number in {path}; it is damaged ({error!r}). "
+                'Write {"release": N} into it, N being the highest r<N> in releases.'
+            ) from error
 
     def release_files(self) -> dict[str, bytes]:
-        """Return the files of the current release.
+        """Return the files of the current release, as far as they are there.
 
         Raises
         ------
@@ -79,7 +102,8 @@ class Vault:
         version = self.installed()
         if version is None:
             raise MesofedError(f"Expected an installed release in {self.folder}; there is none.")
-        return read_release_files(self.folder / "releases" / f"r{version}")
+        folder = self.folder / "releases" / f"r{version}"
+        return read_release_files(folder) if folder.is_dir() else {}
 
     def save_private(
         self, version: int, method: str, tensors: Mapping[str, Tensor], log: Mapping[str, Any]
@@ -94,11 +118,9 @@ class Vault:
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what a method has trained and its log, or None if it has not finished."""
         folder = self.folder / "private" / f"r{version}"
-        path = folder / f"{method}.json"
-        if not path.exists():
-            return None
-        log = json.loads(path.read_text(encoding="utf-8"))
-        return load_file(folder / f"{method}.safetensors"), log
+        log = _json(folder / f"{method}.json")
+        tensors = _tensors(folder / f"{method}.safetensors")
+        return (tensors, log) if log is not None and tensors is not None else None
 
     def save_embedding(self, fingerprint: str, embedding: Tensor) -> None:
         """Keep the embedding of the history by a base model."""
@@ -107,8 +129,8 @@ class Vault:
 
     def load_embedding(self, fingerprint: str) -> Tensor | None:
         """Return the embedding of the history by a base model, or None."""
-        path = self.folder / "embedding" / f"{fingerprint}.safetensors"
-        return load_file(path)["embedding"] if path.exists() else None
+        found = _tensors(self.folder / "embedding" / f"{fingerprint}.safetensors")
+        return found["embedding"] if found is not None else None
 
     def save_statistics(self, version: int, statistics: Mapping[str, Any]) -> None:
         """Keep a copy of what is sent."""
@@ -116,5 +138,21 @@ class Vault:
 
     def statistics(self, version: int) -> dict[str, Any] | None:
         """Return what was sent for a release, or None."""
-        path = self.folder / "statistics" / f"r{version}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return _json(self.folder / "statistics" / f"r{version}.json")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """Return an object that was kept, or None if the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _tensors(path: Path) -> dict[str, Tensor] | None:
+    """Return tensors that were kept, or None if the file is missing or damaged."""
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        return None

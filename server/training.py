@@ -117,7 +117,9 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         top_k=min(config.bank.top_k, len(bank)),
         temperature=config.bank.temperature,
     )
-    write_release_files(folder, pack_release(release))
+    files = pack_release(release)
+    unpack_release(files, base)  # what devices would refuse, as values out of bounds, ends here
+    write_release_files(folder, files)
     return folder
 
 

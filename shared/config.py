@@ -65,6 +65,9 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm bound of one user")
+    holdout: float = Field(
+        0.0, ge=0, le=0.5, description="share of the last samples kept to stop early by; 0: none"
+    )
 
 
 class ExpertsConfig(TrainingConfig):

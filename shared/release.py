@@ -33,6 +33,10 @@ from shared.routing import Router
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 PARTS = ("population", "experts", "bank", "router")
+# No number of a release is larger. Trained releases stay below 20, the mean embedding being the
+# largest; at the bound, places, router weights, similarities and updates B A still have room in
+# fp32 to be multiplied and squared.
+LARGEST = 1e4
 
 
 class _Section(BaseModel):
@@ -178,8 +182,8 @@ def unpack_release(files: Mapping[str, bytes], base: BaseLanguageModel) -> Relea
     ------
     MesofedError
         If a file is missing, unknown or not what the manifest says; if a tensor is missing,
-        unknown, of another shape than the base model and the manifest ask for, not fp32 or not
-        finite; or if the release is for another base model.
+        unknown, of another shape than the base model and the manifest ask for, not fp32, not
+        finite or beyond ``LARGEST``; or if the release is for another base model.
     """
     manifest = verify_files(files)
     expected = manifest.base.fingerprint
@@ -308,4 +312,9 @@ def _tensors(
             )
         if not torch.isfinite(tensor).all():
             raise MesofedError(f"{key} in {name} holds values that are not finite.")
+        if (tensor.abs() > LARGEST).any():
+            raise MesofedError(
+                f"Expected the values of {key} in {name} to be at most {LARGEST:g}; got "
+                f"{tensor.abs().max():.3g}. No training comes there: do not use this release."
+            )
     return tensors

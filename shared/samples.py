@@ -14,7 +14,7 @@ from shared.tasks import TASKS
 CUE_TOKENS = 8
 # Batches are a multiple of so many tokens wide: kernels are prepared anew for every shape, and
 # users train together whose batches have the same.
-COLUMNS = 16
+COLUMNS = 8
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -142,8 +142,14 @@ class Member:
         Fusion weights, changed in place where they are tuned.
     tuned : Tensor (parts,) of bool or None
         Which of them are.
+    held : list of Sample
+        The newest samples, kept out of the plan; training stops when their loss rises.
     curve : list of (step, loss)
         Loss at each step that is done.
+    checks : list of float
+        Loss of the held-out samples, before the first epoch and after each.
+    best : (Tensor, Tensor or None)
+        Row and weights at the lowest of them.
     tokens : int
         Tokens processed, padding not counted.
     seconds : float
@@ -156,24 +162,35 @@ class Member:
     weights: Tensor | None
     tuned: Tensor | None
     optimiser: torch.optim.AdamW
+    epochs: int
+    held: list[Sample]
     curve: list[tuple[int, float]] = field(default_factory=list)
+    checks: list[float] = field(default_factory=list)
+    best: tuple[Tensor, Tensor | None] | None = None
     tokens: int = 0
     seconds: float = 0.0
 
     @property
+    def checking(self) -> bool:
+        """Whether the held-out samples come next, as they do after each epoch."""
+        epoch = len(self.plan) // self.epochs
+        return bool(self.held) and len(self.checks) * epoch == len(self.curve)
+
+    @property
     def done(self) -> bool:
-        """Whether no mini-batch is left."""
-        return len(self.curve) == len(self.plan)
+        """Whether nothing is left to do, or going on would do harm."""
+        worse = len(self.checks) > 1 and self.checks[-1] >= min(self.checks[:-1])
+        return worse or (len(self.curve) == len(self.plan) and not self.checking)
 
     @property
     def next(self) -> list[Sample]:
-        """The mini-batch of the next step."""
-        return self.plan[len(self.curve)]
+        """The samples of the next step."""
+        return self.held if self.checking else self.plan[len(self.curve)]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and tokens of the next step, padding included."""
-        return shape_of([self.next])
+    def shape(self) -> tuple[bool, int, int]:
+        """Whether the next step is a check, and its rows and tokens, padding included."""
+        return (self.checking, *shape_of([self.next]))
 
 
 class Cohort:
@@ -211,7 +228,7 @@ class Cohort:
         self._loras = tuple(shared)
         self._shared = concatenate(shared).to(base.dtype, base.device) if shared else None
         self._weights_share = weights_learning_rate / config.learning_rate
-        self._bytes: dict[tuple[int, int], int] = {}  # of one user's activations, by shape
+        self._bytes: dict[tuple[bool, int, int], int] = {}  # of one user's activations
 
     def join(
         self,
@@ -239,13 +256,17 @@ class Cohort:
             {"params": [weights], "weight_decay": 0.0, "share": self._weights_share},
         ]
         learned = groups[not self._rank : 1 + (tuned is not None)]
+        samples = trainee.samples
+        kept = len(samples) - int(self._config.holdout * len(samples))
         member = Member(
             trainee,
-            batches_of(trainee, self._config),
+            batches_of(replace(trainee, samples=samples[:kept]), self._config),
             row,
             weights,
             tuned.to(device) if tuned is not None else None,
             torch.optim.AdamW(learned, fused=True),
+            self._config.epochs,
+            list(samples[kept:]),
         )
         self.members.append(member)
         return member
@@ -259,7 +280,7 @@ class Cohort:
         group = self._group()
         tokens = sum(len(sample) for member in group for sample in member.next)
         try:
-            self._train(group)
+            self._check(group) if group[0].checking else self._train(group)
         except BaseException:
             self._leave(group)
             raise
@@ -276,24 +297,39 @@ class Cohort:
 
     def _group(self) -> list[Member]:
         """Return the users of the next batch: of the shape for which most tokens are ready."""
-        ready: defaultdict[tuple[int, int], list[Member]] = defaultdict(list)
+        ready: defaultdict[tuple[bool, int, int], list[Member]] = defaultdict(list)
         for member in self.members:
             ready[member.shape].append(member)
-        shape = max(ready, key=lambda s: (len(ready[s]) * s[0] * s[1], s))
+        shape = max(ready, key=lambda s: (len(ready[s]) * s[1] * s[2], s))
         return ready[shape][: self._room(shape)]
 
-    def _room(self, shape: tuple[int, int]) -> int:
+    def _room(self, shape: tuple[bool, int, int]) -> int:
         """Return how many users' batches of a shape fit the memory; at least one."""
         if shape in self._bytes:
             each = float(self._bytes[shape])
         else:  # by the largest seen; at first one user goes alone, to be measured
-            per_token = [size / (rows * tokens) for (rows, tokens), size in self._bytes.items()]
-            each = max(per_token, default=math.inf) * shape[0] * shape[1]
+            per_token = [size / (rows * tokens) for (_, rows, tokens), size in self._bytes.items()]
+            each = max(per_token, default=math.inf) * shape[1] * shape[2]
         return max(1, int(self.base.memory / (BACKWARD * each)))
 
-    def _train(self, group: Sequence[Member]) -> None:
-        """Take one step with each user of a group."""
-        base, count = self.base, len(group)
+    def _check(self, group: Sequence[Member]) -> None:
+        """Score the held-out samples of each user of a group; keep what is best so far."""
+        with torch.no_grad():
+            losses, _ = self._losses(group)
+        for member, loss in zip(group, losses.tolist(), strict=True):
+            if loss < min(member.checks, default=math.inf):
+                weights = member.weights.clone() if member.weights is not None else None
+                member.best = member.row.clone(), weights
+            member.checks.append(loss)
+            if member.done and member.best is not None:
+                member.row, member.weights = member.best
+
+    def _losses(self, group: Sequence[Member]) -> tuple[Tensor, list[Tensor]]:
+        """Return each user's mean loss on its next samples, (users,), and what they train.
+
+        That is a_0, b_0, a_1, ... of the LoRAs, then the fusion weights if any are tuned.
+        """
+        base, count, shape = self.base, len(group), group[0].shape
         batch = collate([member.next for member in group], base.pad_token, base.device)
         private = {}
         if self._rank:
@@ -303,16 +339,20 @@ class Cohort:
         weights = None
         if self._loras:
             weights = torch.stack([m.weights for m in group if m.weights is not None])
-        tuned = weights is not None and any(member.tuned is not None for member in group)
-        if weights is not None and tuned:
-            learned.append(weights.requires_grad_())
+            if any(member.tuned is not None for member in group):
+                learned.append(weights.requires_grad_())
         parts = Parts(count, self._shared, expand_weights(self._loras, weights), private)
-        shape = group[0].shape
-        with base.stack.using(parts):
-            with nullcontext() if shape in self._bytes else self._measured(shape, count):
-                losses = mean_per_user(answer_losses(base, batch), batch)
-            # Unlike backward(), this raises if a quantised layer lets no gradient through.
-            gradients = list(torch.autograd.grad(losses.sum(), learned))
+        known = shape in self._bytes or group[0].checking
+        with base.stack.using(parts), nullcontext() if known else self._measured(shape, count):
+            losses = mean_per_user(answer_losses(base, batch), batch)
+        return losses, learned
+
+    def _train(self, group: Sequence[Member]) -> None:
+        """Take one step with each user of a group."""
+        losses, learned = self._losses(group)
+        # Unlike backward(), this raises if a quantised layer lets no gradient through.
+        gradients = list(torch.autograd.grad(losses.sum(), learned))
+        tuned = any(member.tuned is not None for member in group)
         by_weight = gradients.pop() if tuned else None
         by_row = Slab.to_rows(gradients) if gradients else None
         for index, (member, loss) in enumerate(zip(group, losses.tolist(), strict=True)):
@@ -328,7 +368,7 @@ class Cohort:
             member.curve.append((len(member.curve), loss))
 
     @contextmanager
-    def _measured(self, shape: tuple[int, int], users: int) -> Iterator[None]:
+    def _measured(self, shape: tuple[bool, int, int], users: int) -> Iterator[None]:
         """Measure what a forward pass keeps for the backward pass."""
         kept = {p.untyped_storage().data_ptr(): 0 for p in self.base.model.parameters()}
 

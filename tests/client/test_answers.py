@@ -2,13 +2,13 @@
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.answers import choose_labels, generate, gold_losses
 from shared.base_model import BaseModel
@@ -135,6 +135,58 @@ def test_generation_stops_at_the_end_of_sequence(base: BaseModel, parts: Parts) 
     answers = [greedy(ending, parts, prompt, 12) for prompt in PROMPTS]
     assert any(1 < len(answer) < 12 for answer in answers)
     assert generate(ending, parts, [PROMPTS], 12) == [[decoded(ending, a) for a in answers]]
+
+
+@pytest.fixture
+def passes(base: BaseModel) -> Iterator[list[tuple[int, int]]]:
+    """Rows and tokens of every forward pass through the last layer."""
+    found: list[tuple[int, int]] = []
+
+    def note(_: nn.Module, states: tuple[Tensor, ...]) -> None:
+        found.append((states[0].shape[0], states[0].shape[1]))
+
+    hook = base.model.get_decoder().layers[-1].register_forward_pre_hook(note)
+    yield found
+    hook.remove()
+
+
+def test_generation_reads_a_prompt_once_and_then_one_token_a_pass(
+    base: BaseModel, parts: Parts, passes: list[tuple[int, int]]
+) -> None:
+    ending = ending_early(base, [greedy(base, parts, prompt, 12) for prompt in PROMPTS])
+    for prompts in (PROMPTS, *([prompt] for prompt in PROMPTS)):
+        steps = max(len(greedy(ending, parts, prompt, 12)) for prompt in prompts)
+        longest = max(len(encode_prompt(base, prompt)) for prompt in prompts)
+        passes.clear()
+        generate(ending, parts, [prompts], 12)
+        # The last token is only ever written.
+        assert passes == [(len(prompts), longest), *[(len(prompts), 1)] * (steps - 1)]
+        assert steps <= 12
+
+
+def test_labels_take_a_pass_only_where_they_part(
+    base: BaseModel, parts: Parts, passes: list[tuple[int, int]]
+) -> None:
+    # Bytes: all labels begin with the space, the first token at which these part is the second.
+    for labels in (["gear", "dream", "lesson"], list("12345"), ["gears", "gear"]):
+        passes.clear()
+        choose_labels(base, parts, [PROMPTS], labels)
+        assert [rows for rows, _ in passes] == [len(PROMPTS)], labels
+    passes.clear()
+    choose_labels(base, parts, [PROMPTS], ["gear"])
+    assert passes == []
+    # First which letter, for all; then, for those that are at d, drama or dream; then the end.
+    labels = ["drama", "dream", "dreams", "gear"]
+    letters = [
+        max("dg", key=lambda x: next_logits(base, parts, [*encode_prompt(base, p), 32])[ord(x)])
+        for p in PROMPTS
+    ]
+    chosen = [brute_force(base, parts, prompt, labels) for prompt in PROMPTS]
+    assert letters.count("d") > 0
+    passes.clear()
+    assert choose_labels(base, parts, [PROMPTS], labels) == [chosen]
+    left = [len(PROMPTS), letters.count("d"), sum(c.startswith("dream") for c in chosen)]
+    assert [rows for rows, _ in passes] == [rows for rows in left if rows]
 
 
 def gold_samples(base: BaseModel) -> list[Sample]:

@@ -5,7 +5,7 @@ import math
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -51,6 +51,13 @@ def settled(federation: Any, base: BaseModel, tmp_path: Path) -> Device:
     return Device(base, Vault(tmp_path / "settled"), config.methods, config.private, config.seed)
 
 
+def settle(device: Device, files: Mapping[str, bytes]) -> int:
+    """Install a release and personalise, as the ClientApp does."""
+    version = device.install(files)
+    device.personalise()
+    return version
+
+
 def private_files(folder: Path, version: int) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (folder / "private" / f"r{version}").iterdir()}
 
@@ -73,7 +80,7 @@ def test_the_same_person_alone_gets_the_same_private_bytes(
 ) -> None:
     for index in (0, 2):
         device = newcomer(federation.people.device[index], f"alone-{index}")
-        assert device.install(federation.release_files(1)) == 1
+        assert settle(device, federation.release_files(1)) == 1
         there = federation.run_dir / "vaults" / f"{index:04d}"
         alone = private_tensors(device.vault.folder, 1)
         assert alone == private_tensors(there, 1)
@@ -96,12 +103,12 @@ def test_installing_twice_trains_once(
 
     monkeypatch.setattr(client.device, "begin_personalising", refuse)
     monkeypatch.setattr(client.device, "embed_user", refuse)
-    assert settled.install(federation.release_files(2)) == 2
+    assert settle(settled, federation.release_files(2)) == 2
     assert private_files(settled.vault.folder, 2) == before
     # Without one method's log it is not finished, and only it is trained.
     (settled.vault.folder / "private" / "r2" / "oppu.json").unlink()
     with pytest.raises(AssertionError, match="trained again"):
-        settled.install(federation.release_files(2))
+        settle(settled, federation.release_files(2))
 
 
 def test_a_method_that_was_cut_short_is_trained_to_the_same_bytes(
@@ -110,7 +117,7 @@ def test_a_method_that_was_cut_short_is_trained_to_the_same_bytes(
     before = private_tensors(settled.vault.folder, 2)
     (settled.vault.folder / "private" / "r2" / "oppu.json").unlink()
     (settled.vault.folder / "private" / "r2" / "oppu.safetensors").write_bytes(b"half")
-    settled.install(federation.release_files(2))
+    settle(settled, federation.release_files(2))
     assert private_tensors(settled.vault.folder, 2) == before
 
 
@@ -145,10 +152,10 @@ def test_a_wrong_release_is_refused_and_the_last_good_one_kept(
     newcomer: Callable[..., Device],
 ) -> None:
     device = newcomer(federation.people.device[0], methods=("population",))
-    device.install(federation.release_files(1))
+    settle(device, federation.release_files(1))
     before = all_files(device.vault.folder)
     with pytest.raises(MesofedError):
-        device.install(tamper(federation.release_files(2)))
+        settle(device, tamper(federation.release_files(2)))
     assert all_files(device.vault.folder) == before
     assert device.statistics().release == 1
 
@@ -184,7 +191,7 @@ def test_an_older_release_and_another_of_the_same_version_are_refused(
     before = all_files(settled.vault.folder)
     other = pack_release(change(federation.release(2, base)))
     with pytest.raises(MesofedError) as refused:
-        settled.install(other)
+        settle(settled, other)
     assert "Expected a release newer than 2, or the very same; " + reason in str(refused.value)
     assert all_files(settled.vault.folder) == before
     assert settled.statistics() == statistics
@@ -192,13 +199,13 @@ def test_an_older_release_and_another_of_the_same_version_are_refused(
     assert settled.vault.installed() == 2
     shutil.rmtree(settled.vault.folder / "private")
     (settled.vault.folder / "installed.json").unlink()
-    assert settled.install(other) == (1 if change is older else 2)
+    assert settle(settled, other) == (1 if change is older else 2)
 
 
 def test_the_release_of_the_round_before_is_refused(federation: Any, settled: Device) -> None:
     before = all_files(settled.vault.folder)
     with pytest.raises(MesofedError, match=r"newer than 2, or the very same; got release 1\."):
-        settled.install(federation.release_files(1))
+        settle(settled, federation.release_files(1))
     assert all_files(settled.vault.folder) == before
 
 
@@ -206,13 +213,13 @@ def test_the_very_same_release_changes_nothing_and_mends_the_vault(
     federation: Any, settled: Device
 ) -> None:
     before = all_files(settled.vault.folder)
-    assert settled.install(federation.release_files(2)) == 2
+    assert settle(settled, federation.release_files(2)) == 2
     assert all_files(settled.vault.folder) == before
     path = settled.vault.folder / "releases" / "r2" / "router.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(MesofedError, match="not what its manifest names"):
         settled.statistics()
-    assert settled.install(federation.release_files(2)) == 2
+    assert settle(settled, federation.release_files(2)) == 2
     assert all_files(settled.vault.folder) == before
 
 
@@ -255,10 +262,10 @@ def test_on_many_threads_devices_get_what_they_get_one_after_another(
     read = [work() for work in reads]
     for version in (1, 2):
         files = federation.release_files(version)
-        assert [device.install(files) for device in alone] == [version] * 3
+        assert [settle(device, files) for device in alone] == [version] * 3
         statistics = [device.statistics() for device in alone]
         # Every device is asked twice, as by a server that lost the first answer.
-        installs = [partial(device.install, files) for device in together * 2]
+        installs = [partial(settle, device, files) for device in together * 2]
         assert at_once([*installs, *reads]) == [*[version] * 6, *read]
         assert at_once([*reads, *(d.statistics for d in together)]) == [*read, *statistics]
     for one, other in zip(alone, together, strict=True):
@@ -337,8 +344,8 @@ def test_queries_never_enter_private_training(
     files = federation.release_files(1)
     asked = newcomer(replace(user, queries=poison), "poisoned")
     silent = newcomer(replace(user, queries=()), "silent")
-    asked.install(files)
-    silent.install(files)
+    settle(asked, files)
+    settle(silent, files)
     expected = private_tensors(federation.run_dir / "vaults" / "0000", 1)
     assert private_tensors(asked.vault.folder, 1) == expected
     assert private_tensors(silent.vault.folder, 1) == expected
@@ -351,12 +358,12 @@ def test_the_group_is_not_read_and_the_history_is(
     user = federation.people.device[0]
     files = federation.release_files(1)
     other_group = newcomer(replace(user, group=None), "no-group")
-    other_group.install(files)
+    settle(other_group, files)
     expected = private_tensors(federation.run_dir / "vaults" / "0000", 1)
     assert private_tensors(other_group.vault.folder, 1) == expected
     changed = replace(user.history[0], text=user.history[0].text[::-1])
     other_past = newcomer(replace(user, history=(changed, *user.history[1:])), "other-past")
-    other_past.install(files)
+    settle(other_past, files)
     for name, data in private_tensors(other_past.vault.folder, 1).items():
         assert data != expected[name], name
 
@@ -469,6 +476,6 @@ def test_a_node_with_a_vault_of_its_own_takes_nobody_from_the_corpus(
     node = {"vault": str(home), "partition-id": 0, "num-partitions": 3}
     device = open_device(device_context(tmp_path, **node))
     with pytest.raises(MesofedError, match="mesofed device init"):
-        device.install(federation.release_files(1))
+        settle(device, federation.release_files(1))
     assert device.vault.folder == home
     assert not device.vault.exists

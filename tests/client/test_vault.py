@@ -1,16 +1,22 @@
 """The vault gives back what was put in, and a crash leaves the former state."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import client.vault
+from client.device import Device
 from client.vault import Vault
 from shared import atomic_file
+from shared.base_model import BaseModel
 from shared.corpus.user import ProfileItem, Query, User
 from shared.errors import MesofedError
+from shared.release import pack_release
 
 ANN = User(
     "ann/ü",
@@ -123,6 +129,119 @@ def test_statistics_are_kept_by_release(vault: Vault) -> None:
     vault.save_statistics(3, {"release": 3, "expert_weights": (0.5, 0.5)})
     assert vault.statistics(3) == {"release": 3, "expert_weights": [0.5, 0.5]}
     assert vault.statistics(2) is None
+
+
+# What a failing disk takes
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "population.safetensors", None])
+def test_a_release_that_lost_a_file_is_mended_by_installing_it_again(
+    vault: Vault, lost: str | None
+) -> None:
+    vault.install(3, FILES)
+    folder = vault.folder / "releases" / "r3"
+    if lost is None:
+        shutil.rmtree(folder)
+        left = {}
+    else:
+        (folder / lost).unlink()
+        left = {name: data for name, data in FILES.items() if name != lost}
+    # The version stays known: a server cannot go back by it.
+    assert (vault.installed(), vault.release_files()) == (3, left)
+    vault.install(3, FILES)
+    assert (vault.installed(), vault.release_files()) == (3, FILES)
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "router.safetensors", None])
+def test_a_device_whose_vault_lost_its_release_says_so_and_takes_it_again(
+    federation: Any, base: BaseModel, tmp_path: Path, lost: str | None
+) -> None:
+    shutil.copytree(federation.run_dir / "vaults" / "0001", tmp_path / "vault")
+    vault, config = Vault(tmp_path / "vault"), federation.config
+    device = Device(base, vault, ("population",), config.private, config.seed)
+    folder = vault.folder / "releases" / "r2"
+    if lost is None:
+        shutil.rmtree(folder)
+    else:
+        (folder / lost).unlink()
+    with pytest.raises(MesofedError, match="Fetch the release again"):
+        device.statistics()
+    with pytest.raises(MesofedError, match="newer than 2, or the very same"):
+        device.install(federation.release_files(1))
+    other = pack_release(replace(federation.release(2, base), top_k=1))
+    if lost == "router.safetensors":  # the manifest still tells which release it was
+        with pytest.raises(MesofedError, match="with other contents"):
+            device.install(other)
+    assert device.install(federation.release_files(2)) == 2
+    assert vault.release_files() == federation.release_files(2)
+    assert device.statistics().release == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"null", b"[]", b"{}", b'{"release": "x"}', b"\xff"])
+def test_a_damaged_number_of_the_release_is_not_taken_for_none(vault: Vault, data: bytes) -> None:
+    vault.install(2, FILES)
+    path = vault.folder / "installed.json"
+    path.write_bytes(data)
+    for ask in (vault.installed, vault.release_files):
+        with pytest.raises(MesofedError, match=r"installed\.json; it is damaged .*Write \{"):
+            ask()
+    path.write_text('{"release": 2}')
+    assert vault.release_files() == FILES
+
+
+@pytest.mark.parametrize("data", [None, b"", b"{", b"[1]", b"\xff\xfe", b"\0" * 40])
+@pytest.mark.parametrize("name", ["meso.json", "meso.safetensors"])
+def test_damaged_private_state_counts_as_not_trained(
+    vault: Vault, name: str, data: bytes | None
+) -> None:
+    vault.save_private(1, "meso", {"weights": torch.ones(2)}, {"tokens": 1})
+    path = vault.folder / "private" / "r1" / name
+    path.unlink() if data is None else path.write_bytes(data)
+    assert vault.load_private(1, "meso") is None
+    vault.save_private(1, "meso", {"weights": torch.ones(2)}, {"tokens": 1})
+    assert vault.load_private(1, "meso") is not None
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 40, b"{}"])
+def test_what_else_is_damaged_counts_as_missing(vault: Vault, data: bytes) -> None:
+    vault.save_embedding("abc", torch.ones(8))
+    vault.save_statistics(1, {"release": 1})
+    (vault.folder / "embedding" / "abc.safetensors").write_bytes(data)
+    (vault.folder / "statistics" / "r1.json").write_bytes(data[:1])
+    assert vault.load_embedding("abc") is None
+    assert vault.statistics(1) is None
+
+
+@pytest.mark.parametrize("line", ["", "{}", "[]", '{"user_id": "ann"', "\n\n"])
+def test_a_damaged_person_is_named_and_never_replaced(vault: Vault, line: str) -> None:
+    vault.move_in(ANN)
+    path = vault.folder / "person.jsonl"
+    path.write_text(line)
+    with pytest.raises(MesofedError, match=r"person\.jsonl"):
+        vault.person()
+    assert path.read_text() == line
+
+
+def test_a_second_person_in_a_vault_is_not_passed_over(vault: Vault) -> None:
+    vault.move_in(ANN)
+    path = vault.folder / "person.jsonl"
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(MesofedError, match=r"one person in .*person\.jsonl; got 2"):
+        vault.person()
+
+
+def test_a_vault_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    vault = Vault(tmp_path / "file")
+    for write in (
+        lambda: vault.move_in(ANN),
+        lambda: vault.install(1, FILES),
+        lambda: vault.save_private(1, "meso", {"weights": torch.ones(1)}, {}),
+        lambda: vault.save_embedding("abc", torch.ones(1)),
+        lambda: vault.save_statistics(1, {}),
+    ):
+        with pytest.raises(MesofedError, match="Cannot write"):
+            write()
 
 
 def test_every_file_is_written_atomically(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:

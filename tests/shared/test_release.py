@@ -21,6 +21,7 @@ from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
 from shared.lora.lora import Factors, Lora
 from shared.release import (
+    LARGEST,
     MANIFEST,
     Release,
     pack_release,
@@ -28,7 +29,7 @@ from shared.release import (
     unpack_release,
     verify_files,
 )
-from shared.routing import Router
+from shared.routing import Router, retrieve
 
 Files = dict[str, bytes]
 
@@ -336,6 +337,52 @@ def test_tensors_of_another_kind_are_refused(
     with pytest.raises(MesofedError, match=message) as error:
         unpack_release(edited(files, name, put(key, change)), base)
     assert key in str(error.value)
+
+
+def with_one(value: float) -> Callable[[Tensor], Tensor]:
+    """Put a value in the place of the last one."""
+    return lambda t: t.masked_fill(torch.arange(t.numel()).view_as(t) == t.numel() - 1, value)
+
+
+@pytest.mark.parametrize("value", [1.001e4, -1.001e4, 3e38, -3e38])
+def test_huge_values_are_refused_in_every_tensor(
+    base: BaseModel, files: Files, value: float
+) -> None:
+    for name in FILES:
+        for key in load(files[name]):
+            with pytest.raises(MesofedError, match="to be at most 10000") as error:
+                unpack_release(edited(files, name, put(key, with_one(value))), base)
+            assert f"{key} in {name}" in str(error.value)
+            assert f"got {abs(value):.3g}." in str(error.value)
+
+
+def test_the_largest_values_are_taken_and_overflow_nothing(base: BaseModel, files: Files) -> None:
+    """All numbers at the bound, with the signs under which sums grow most."""
+    for name in FILES:
+        largest = {key: torch.full_like(tensor, 1e4) for key, tensor in load(files[name]).items()}
+        files = edited(files, name, lambda tensors, largest=largest: tensors.update(largest))
+    release = unpack_release(files, base)
+    for embedding in (torch.full((base.width,), -1e4), torch.zeros(base.width)):
+        place = release.space.place(embedding)
+        assert place.norm().item() == pytest.approx(1, abs=1e-5)
+        assert release.router(place).sum().item() == pytest.approx(1, abs=1e-5)
+        found = retrieve(place, release.anchors, release.top_k, release.temperature)
+        assert sum(found.weights) == pytest.approx(1, abs=1e-5)
+    for lora in (release.population, *release.experts, *release.bank):
+        assert all(factors.delta().isfinite().all() for _, factors in lora)
+
+
+def test_without_the_bound_a_place_would_overflow(release: Release) -> None:
+    basis = release.space.basis.masked_fill(torch.ones_like(release.space.basis).bool(), 3e38)
+    place = EmbeddingSpace(release.space.mean, basis).place(torch.ones(len(basis)))
+    assert not place.isfinite().all() or place.norm() == 0
+
+
+def test_a_release_of_a_run_is_far_from_the_bound(federation: Any) -> None:
+    files = federation.release_files(2)
+    assert unpack_release(files, load_base(federation.config.base, federation.config.adapt))
+    tensors = [tensor for name in FILES for tensor in load(files[name]).values()]
+    assert 0 < max(float(tensor.abs().max()) for tensor in tensors) < LARGEST / 100
 
 
 @pytest.mark.parametrize("name", FILES)

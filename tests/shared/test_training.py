@@ -336,7 +336,7 @@ def test_training_again_gives_the_same_bits(
     assert first.curves == again.curves
 
 
-Groups = list[tuple[list[str], tuple[int, int]]]
+Groups = list[tuple[list[str], tuple[bool, int, int]]]
 
 
 @pytest.fixture
@@ -362,24 +362,24 @@ def test_a_batch_holds_users_of_one_shape_and_those_ahead_do_not_wait(
     base: BaseModel, groups: Groups
 ) -> None:
     people = [
-        Trainee("long", samples_of(2, 40), 1),
-        Trainee("short", samples_of(2, 12), 2),
-        Trainee("too", samples_of(2, 16), 3),
-        Trainee("all", samples_of(4, 14), 4),
+        Trainee("long", samples_of(2, 48), 1),
+        Trainee("short", samples_of(2, 16), 2),
+        Trainee("too", samples_of(2, 12), 3),
+        Trainee("all", samples_of(4, 15), 4),
     ]
     config = TrainingConfig(rank=1, epochs=1, batch_size=2)
     roomy = replace(base, memory=1 << 40)
     train_cohort(roomy, people, Slab.initial(base.maps, 1, [1, 2, 3, 4]), config)
     # Two rows of 48 tokens weigh as much as three users' two rows of 16, and go first as longer.
     assert groups == [
-        (["long"], (2, 48)),
-        (["short", "too", "all"], (2, 16)),
-        (["all"], (2, 16)),
+        (["long"], (False, 2, 48)),
+        (["short", "too", "all"], (False, 2, 16)),
+        (["all"], (False, 2, 16)),
     ]
 
 
 def test_a_batch_keeps_to_the_memory_it_is_given(base: BaseModel, groups: Groups) -> None:
-    people = [Trainee(str(i), samples_of(4, 40), i) for i in range(12)]
+    people = [Trainee(str(i), samples_of(4, 48), i) for i in range(12)]
     config = TrainingConfig(rank=1, epochs=1, batch_size=2)
     start = Slab.initial(base.maps, 1, range(12))
 
@@ -390,7 +390,7 @@ def test_a_batch_keeps_to_the_memory_it_is_given(base: BaseModel, groups: Groups
     # At least the hidden states of every layer that carries LoRAs are kept for the way back.
     layers = len({linear.name.rsplit(".", 2)[0] for linear in base.maps})
     assert measured > layers * 2 * 48 * base.width * 4
-    assert member.shape == (2, 48)
+    assert member.shape == (False, 2, 48)
 
     groups.clear()
     room = int(BACKWARD * measured * 5.5)
@@ -480,3 +480,54 @@ def test_an_easy_task_is_learned(base: BaseModel) -> None:
     first, last = curve[0][1], curve[-1][1]
     assert first > 3  # nats a token: the model knows nothing
     assert last < 0.5 * first
+
+
+# Early stopping
+
+
+def test_what_helps_the_held_out_is_trained_to_the_end(base: BaseModel) -> None:
+    config = TrainingConfig(rank=2, epochs=4, batch_size=2, learning_rate=3e-3, holdout=0.34)
+    words = ("a", "bb", "ccc", "dd", "e", "ff")
+    samples = tuple(encode(base, f"say {word}:", "yes") for word in words)
+    start = Slab.initial(base.maps, 2, [2])
+    person = Trainee("easy", samples, 1)
+    trained = train_cohort(base, [person], start, config)
+    # Two of six are held out; what the others teach holds for them, so nothing else changes.
+    without = train_cohort(
+        base,
+        [replace(person, samples=samples[:4])],
+        start,
+        config.model_copy(update={"holdout": 0.0}),
+    )
+    assert len(trained.curves["easy"]) == 8
+    assert torch.equal(trained.slab.rows, without.slab.rows)
+    assert trained.tokens == without.tokens
+
+
+@pytest.mark.parametrize("company", [False, True])
+def test_what_harms_the_held_out_ends_training_and_is_undone(
+    base: BaseModel, company: bool
+) -> None:
+    config = TrainingConfig(rank=2, epochs=5, batch_size=2, learning_rate=2e-2, holdout=0.25)
+    # The newest answer is one that the others teach the model to avoid.
+    same, other = Sample((70, 71, 72), (80,)), Sample((70, 71, 72), (90,))
+    contrary = Trainee("contrary", (same,) * 6 + (other,) * 2, 1)
+    steady = Trainee("steady", (same,) * 8, 2)
+    people = [contrary, steady] if company else [contrary]
+    start = Slab.initial(base.maps, 2, range(len(people)))
+    cohort = Cohort(base, 2, config)
+    members = [cohort.join(p, start.rows[i]) for i, p in enumerate(people)]
+    while cohort.members:
+        cohort.step()
+    first = members[0]
+    assert first.checks[-1] >= min(first.checks[:-1])
+    best = min(range(len(first.checks)), key=lambda i: first.checks[i])
+    assert best == len(first.checks) - 2  # it stops at the first rise
+    assert len(first.curve) == 3 * (best + 1) < 15
+    # The row kept is the one whose loss was lowest, by a measurement of its own.
+    with base.stack.using(Parts(private=Slab(base.maps, 2, first.row[None]).leaves(1))):
+        batch = collate([[other, other]], base.pad_token, base.device)
+        loss = mean_per_user(answer_losses(base, batch), batch)[0]
+    assert loss.item() == pytest.approx(first.checks[best], rel=1e-6)
+    if company:
+        assert len(members[1].curve) == 15

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from shared.protocol import (
     statistics_to_content,
 )
 from shared.run_settings import RUN_DIR_VARIABLE, vault_folder
+from simulations.federated import prepare, simulate
 from simulations.local_grid import run_local
 from simulations.ray_engine import run_on_ray
 
@@ -179,3 +181,28 @@ def test_ray_is_not_loaded_before_it_is_used() -> None:
     code = "import simulations.ray_engine, sys; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+@needs_ray
+@pytest.mark.slow
+def test_on_ray_the_whole_run_comes_out_the_same(
+    federation: Any, lasting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray gives each worker one thread, as the federation here has.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = federation.config.model_copy(update={"engine": "ray"})
+    run = tmp_path / "run"
+    prepare(config, run, ["pytest"])
+    simulate(config, run)
+    here, there = lasting(run), lasting(federation.run_dir)
+    # Ray numbers its nodes at random, and the numbers decide the order of the record.
+    for release in (1, 2):
+        name = f"statistics/r{release}.json"
+        mine, expected = here.pop(name), there.pop(name)
+        assert mine["mean"] == expected["mean"]
+        assert sorted(str(d["statistics"]) for d in mine["devices"]) == sorted(
+            str(d["statistics"]) for d in expected["devices"]
+        )
+    assert here.pop("config.toml") != there.pop("config.toml")
+    assert set(here) == set(there)
+    assert [name for name in here if here[name] != there[name]] == []
