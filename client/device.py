@@ -156,6 +156,11 @@ class Device:
         """Start the training of what is not trained yet; return what to wait for, by method."""
         person, routing = self.vault.person(), self._routing(release)
         samples = tuple(history_samples(self.base, person.history))
+        missing = [
+            name
+            for name in self.methods
+            if METHODS[name].trains and self.vault.load_private(release.version, name) is None
+        ]
         return {
             name: begin_personalising(
                 self.base,
@@ -165,9 +170,9 @@ class Device:
                 samples,
                 self.private,
                 derive_seed(self.seed, "private", name, person.user_id, release.version),
+                1 / len(missing),
             )
-            for name in self.methods
-            if METHODS[name].trains and self.vault.load_private(release.version, name) is None
+            for name in missing
         }
 
     def _statistics(self) -> RouterStatistics:

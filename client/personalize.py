@@ -175,8 +175,15 @@ def begin_personalising(
     samples: tuple[Sample, ...],
     config: PrivateConfig,
     seed: int,
+    share: float = 1.0,
 ) -> Callable[[], Personalised]:
-    """Start what :func:`personalise` does; return a function that waits for its result."""
+    """Start what :func:`personalise` does; return a function that waits for its result.
+
+    Parameters
+    ----------
+    share : float
+        How much of the device's work this is, for the progress display.
+    """
     start, tuned = compose(release, method, routing)
     if not method.trains:
         return lambda: start
@@ -200,6 +207,7 @@ def begin_personalising(
             weights if laid else None,
             learned if learned.any() else None,
             config.weights_learning_rate,
+            share,
         )
     )
 

@@ -20,6 +20,7 @@ from shared.compute import compute_in_background
 from shared.config import TrainingConfig
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
+from shared.progress import under_way
 from shared.training import Cohort, Member, Trainee
 
 
@@ -47,6 +48,8 @@ class TrainingRequest:
         Which of the weights the user learns.
     weights_learning_rate : float
         For those.
+    share : float
+        How much of its device's work this is, for the progress display.
     """
 
     base: BaseModel
@@ -58,6 +61,7 @@ class TrainingRequest:
     weights: Tensor | None = None
     tuned: Tensor | None = None
     weights_learning_rate: float = 0.02
+    share: float = 0.0
     trained: Future[Member] = field(default_factory=Future)
 
     @property
@@ -95,11 +99,18 @@ def _step() -> bool:
         return False
     company = max(_cohorts, key=lambda company: len(_cohorts[company].members))
     cohort, error = _cohorts[company], None
+    before = {key: len(member.curve) for key, (member, _) in _training.items()}
     with cohort.base.lock:
         try:
             cohort.step()
         except BaseException as raised:
             error = raised
+    under_way(
+        sum(
+            request.share * (len(member.curve) - before[key]) / len(member.plan)
+            for key, (member, request) in _training.items()
+        )
+    )
     training = set(map(id, cohort.members))
     for key, (member, request) in list(_training.items()):
         if request.company == company and key not in training:

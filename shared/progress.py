@@ -48,7 +48,6 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.seconds: dict[str, float] = {}
-        self._lock = threading.Lock()
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description:<24}"),
@@ -77,11 +76,9 @@ class Display:
         """Show a new stage and return its number."""
         return self._progress.add_task(name, total=max(1, total), unit=unit, tokens=0)
 
-    def advance(self, task: TaskID, amount: float, tokens: int) -> None:
-        """Move a stage on."""
-        with self._lock:
-            seen = self._progress.tasks[task].fields["tokens"] + tokens
-            self._progress.update(task, advance=amount, tokens=seen)
+    def update(self, task: TaskID, completed: float, tokens: int) -> None:
+        """Show how far a stage is."""
+        self._progress.update(task, completed=completed, tokens=tokens)
 
     def end(self, task: TaskID, name: str, seconds: float) -> None:
         """Mark a stage as done."""
@@ -101,11 +98,23 @@ class Stage:
     display: Display | None
     task: TaskID = field(default_factory=lambda: TaskID(0))
     started: float = field(default_factory=time.monotonic)
+    done: float = 0.0
+    under_way: float = 0.0
+    tokens: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def advance(self, amount: int, tokens: int = 0) -> None:
-        """Move on by an amount of the stage's unit, having processed so many tokens."""
-        if self.display is not None:
-            self.display.advance(self.task, amount, tokens)
+    def advance(self, amount: float = 0.0, tokens: int = 0, under_way: float = 0.0) -> None:
+        """Move on by an amount of the stage's unit, having processed so many tokens.
+
+        Where many are at work at once, none may be done for long: ``under_way`` is the part of
+        their work that has been done. The display shows the larger of the two.
+        """
+        with self._lock:
+            self.done += amount
+            self.under_way += under_way
+            self.tokens += tokens
+            if self.display is not None:
+                self.display.update(self.task, max(self.done, self.under_way), self.tokens)
 
 
 _shown: list[Display] = []
@@ -143,3 +152,9 @@ def tokens_done(tokens: int) -> None:
     if _running:
         current = _running[-1]
         current.advance(tokens if current.unit == "tokens" else 0, tokens)
+
+
+def under_way(amount: float) -> None:
+    """Tell the running stage, if there is one, that so much of its unit's work has been done."""
+    if _running:
+        _running[-1].advance(under_way=amount)

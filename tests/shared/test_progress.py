@@ -7,7 +7,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from shared.progress import Display, shown, stage, tokens_done
+from shared.progress import Display, shown, stage, tokens_done, under_way
 
 
 def plain() -> Console:
@@ -72,6 +72,18 @@ def test_tokens_move_a_stage_that_counts_tokens_and_the_innermost_one() -> None:
             assert state(display) == [(0, 2, 0), (20, 50, 20)]
         tokens_done(7)
         assert state(display) == [(0, 2, 7), (50, 50, 20)]
+
+
+def test_work_under_way_shows_until_more_is_done() -> None:
+    under_way(0.5)  # nothing runs: nothing to show
+    with shown(plain()) as display, stage("devices", 4, "devices") as current:
+        for _ in range(3):
+            under_way(0.5)  # three of four devices are half done
+        assert state(display) == [(1.5, 4, 0)]
+        current.advance(1)  # one of them is done: no more than what was under way
+        assert state(display) == [(1.5, 4, 0)]
+        current.advance(1)
+        assert state(display) == [(2, 4, 0)]
 
 
 def test_a_stage_that_fails_is_not_done_and_no_longer_runs() -> None:
