@@ -26,6 +26,10 @@ from shared.seeding import derive_seed
 from shared.training import Trainee
 
 
+# Chosen among 1, 1/2, 1/4 and halves of both, on server users alone (docs/results.md).
+ANCHORS_BESIDE_EXPERTS = 0.25
+
+
 @dataclass(frozen=True)
 class Routing:
     """Where a person stands among the release's experts and anchors.
@@ -121,8 +125,8 @@ def parts_of(base: BaseModel, stacks: Sequence[Personalised]) -> Parts:
 def compose(release: Release, method: Method, routing: Routing) -> tuple[Personalised, Tensor]:
     """Return a method's shared parts at their routed weights, and which weights it tunes.
 
-    Experts and anchors are two views of the same thing, what is left when the population LoRA
-    has spoken, and each was trained as if alone: where both are on, each counts half.
+    Experts and anchors were each trained over the population LoRA alone, so where both are on
+    they say some things twice: anchors then count ``ANCHORS_BESIDE_EXPERTS``.
 
     Returns
     -------
@@ -136,12 +140,12 @@ def compose(release: Release, method: Method, routing: Routing) -> tuple[Persona
     tuned: list[bool] = []
     if method.population:
         shared, weights, tuned = [release.population], [1.0], [False]
-    share = 0.5 if method.experts != "off" and method.anchors != "off" else 1.0
     if method.experts != "off":
         shared += release.experts
-        weights += (share * routing.experts).tolist()
+        weights += routing.experts.tolist()
         tuned += [method.experts == "tuned"] * len(release.experts)
     if method.anchors != "off":
+        share = ANCHORS_BESIDE_EXPERTS if method.experts != "off" else 1.0
         shared += [release.bank[index] for index in routing.retrieval.anchors]
         weights += [share * weight for weight in routing.retrieval.weights]
         tuned += [method.anchors == "tuned"] * len(routing.retrieval.anchors)

@@ -61,7 +61,7 @@ class TrainingConfig(Section):
     rank: int = Field(8, ge=1)
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(8, ge=1, description="samples per step")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(4e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm bound of one user")
@@ -75,6 +75,7 @@ class ExpertsConfig(TrainingConfig):
 
     rank: int = Field(4, ge=1)
     epochs: int = Field(1, ge=1, description="of joint training, after one pass on clusters")
+    learning_rate: float = Field(2e-3, gt=0)
     count: int = Field(4, ge=2)
     balance: float = Field(0.1, ge=0, description="weight of the load-balance term")
     router_learning_rate: float = Field(1e-2, gt=0)
@@ -84,6 +85,7 @@ class BankConfig(TrainingConfig):
     """Meta-LoRAs of the anchor users."""
 
     rank: int = Field(4, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
     anchors: int = Field(8, ge=1)
     min_history: int = Field(4, ge=1, description="an anchor has at least so many items")
     top_k: int = Field(2, ge=1, description="anchors that a device fuses")

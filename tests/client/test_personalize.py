@@ -20,11 +20,11 @@ from shared.routing import Retrieval, Router
 from shared.samples import encode
 
 # What each method declares, written down once more: parts with weights (experts 0.7 and 0.3,
-# anchors 2 and 0 at 0.6 and 0.4; where both are on, half of each), tuned parts, private rank.
+# anchors 2 and 0 at 0.6 and 0.4, a quarter of it beside experts), tuned parts, private rank.
 POPULATION = [("population", 1.0)]
 EXPERTS = [("expert 0", 0.7), ("expert 1", 0.3)]
 ANCHORS = [("anchor 2", 0.6), ("anchor 0", 0.4)]
-HALVES = [(name, weight / 2) for name, weight in (*EXPERTS, *ANCHORS)]
+BOTH = [*EXPERTS, *((name, weight / 4) for name, weight in ANCHORS)]
 EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "base": ([], [], 0),
     "population": (POPULATION, [False], 0),
@@ -33,8 +33,8 @@ EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "oppu": (POPULATION, [False], 3),
     "proper": (POPULATION + EXPERTS, [False] * 3, 3),
     "mta": (POPULATION + ANCHORS, [False] * 3, 1),
-    "meso": (POPULATION + HALVES, [False] * 5, 1),
-    "meso-tuned": (POPULATION + HALVES, [False] + [True] * 4, 1),
+    "meso": (POPULATION + BOTH, [False] * 5, 1),
+    "meso-tuned": (POPULATION + BOTH, [False] + [True] * 4, 1),
 }
 ROUTING = Routing(torch.tensor([0.7, 0.3]), Retrieval((2, 0), (0.6, 0.4), (0.9, 0.5)))
 CONFIG = PrivateConfig(rank=3, stack_rank=1, epochs=1, batch_size=2, learning_rate=5e-3)
