@@ -16,7 +16,7 @@ device = typer.Typer(no_args_is_help=True, help="Create, ask and export a device
 VaultFolder = Annotated[Path, typer.Argument(help="The vault, such as RUN/vaults/0000.")]
 MethodName = Annotated[str, typer.Option(help="A method this device has been personalised by.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option(help="TOML file; default: the config of the run the vault is in.")
+    Path | None, typer.Option(help="TOML file; default: that of the run the vault is in, if any.")
 ]
 
 
@@ -92,9 +92,7 @@ def _open(vault: Path, config: Path | None) -> "Device":
 
     home = Vault(vault)
     home.person()
-    found = config or vault.resolve().parent.parent / "config.toml"
-    if not found.is_file():
-        raise MesofedError(f"Expected the run's config.toml at {found}; name one with --config.")
-    settings = load_config(found)
+    of_run = vault.resolve().parent.parent / "config.toml"
+    settings = load_config(config or (of_run if of_run.is_file() else None))
     base = load_base(settings.base, settings.adapt)
     return Device(base, home, settings.methods, settings.private, settings.seed)

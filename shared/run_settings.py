@@ -3,6 +3,9 @@
 run folder   run_config["run-dir"], else $MESOFED_RUN_DIR, else ~/.mesofed/runs/<run id>
 config       <run folder>/config.toml, else the file run_config["config"], else the defaults
 vault        node_config["vault"], else <run folder>/vaults/<partition:04d>
+
+A real device names its vault, and then reads no file that a server names: its config is the file
+node_config["config"], else the defaults.
 """
 
 import os
@@ -56,6 +59,9 @@ def resolve_run(context: "Context") -> RunSettings:
         If a setting is not text, or the configuration cannot be read or is not valid.
     """
     folder = run_folder(context)
+    if context.node_config.get("vault"):
+        own = _text(context.node_config.get("config", ""), "config")
+        return RunSettings(folder, load_config(Path(own).expanduser() if own else None))
     kept = folder / "config.toml"
     if kept.is_file():
         return RunSettings(folder, load_config(kept))

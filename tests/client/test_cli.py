@@ -107,13 +107,13 @@ def test_an_empty_vault_ends_in_a_sentence(mesofed: Any, tmp_path: Path) -> None
     assert "mesofed device init" in done.text
 
 
-def test_a_vault_outside_a_run_needs_a_config_and_a_release(
+def test_a_vault_outside_a_run_needs_a_release_and_takes_the_config_that_is_named(
     federation: Any, mesofed: Any, tmp_path: Path
 ) -> None:
     Vault(tmp_path / "a" / "b").move_in(federation.people.device[0])
-    done = mesofed("device", "ask", tmp_path / "a" / "b", "hello", "--method", "population")
+    done = mesofed("device", "ask", tmp_path / "a" / "b", "hello", "--config", tmp_path / "none")
     assert done.code == 1
-    assert "name one with --config" in done.text
+    assert "Cannot read the config" in done.text
     arguments = ("--config", federation.run_dir / "config.toml", "--method", "population")
     done = mesofed("device", "ask", tmp_path / "a" / "b", "hello", *arguments)
     assert done.code == 1

@@ -50,6 +50,21 @@ def test_a_kept_config_wins_over_a_named_one_over_the_defaults(tmp_path: Path) -
     assert resolve_run(context(run_dir=str(run), config=str(named))).config.seed == 6
 
 
+def test_a_device_with_a_vault_reads_its_own_config_and_none_that_a_server_names(
+    tmp_path: Path,
+) -> None:
+    named, own = tmp_path / "named.toml", tmp_path / "own.toml"
+    named.write_text("seed = 5\n", encoding="utf-8")
+    (tmp_path / "config.toml").write_text("seed = 6\n", encoding="utf-8")
+    own.write_text("seed = 8\n", encoding="utf-8")
+    node = {"vault": str(tmp_path / "vault")}
+    asked = {"run_dir": str(tmp_path), "config": str(named)}
+    assert resolve_run(context(node, **asked)).config == RunConfig()
+    assert resolve_run(context({**node, "config": str(own)}, **asked)).config.seed == 8
+    with pytest.raises(MesofedError, match="Cannot read the config"):
+        resolve_run(context({**node, "config": str(tmp_path / "none")}, **asked))
+
+
 def test_a_vault_is_the_node_s_own_or_lies_in_the_run(tmp_path: Path) -> None:
     run = str(tmp_path)
     assert vault_folder(context({"partition-id": 3}, run_dir=run)) == tmp_path / "vaults" / "0003"
