@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.base_model import BaseModel
 from shared.lora.layer import Parts
-from shared.samples import Sample, collate, encode_prompt
+from shared.samples import Sample, answer_tokens, collate, encode_prompt
 from shared.training import answer_losses
 
 Groups = Sequence[Sequence[str]]
@@ -41,11 +41,9 @@ def choose_labels(
     asked only where they part, so one forward pass tells apart labels whose first tokens differ.
     """
     end = base.tokenizer.eos_token_id
-    spelled = {
-        (*base.tokenizer.encode(f" {label}", add_special_tokens=False), end): label
-        for label in labels
-    }
-    contexts = [[encode_prompt(base, prompt) for prompt in group] for group in prompts]
+    spelled = {(*answer_tokens(base, label), end): label for label in labels}
+    room = max(map(len, spelled))
+    contexts = [[encode_prompt(base, prompt, room) for prompt in group] for group in prompts]
     possible = [[list(spelled) for _ in group] for group in prompts]
     while any(len(left) > 1 for own in possible for left in own):
         undecided = [[i for i, left in enumerate(own) if len(left) > 1] for own in possible]
@@ -81,7 +79,9 @@ def generate(
     base: BaseModel, parts: Parts, prompts: Groups, max_new_tokens: int
 ) -> list[list[str]]:
     """Continue each prompt greedily to the end of sequence, with a key-value cache."""
-    contexts = [[encode_prompt(base, prompt) for prompt in group] for group in prompts]
+    contexts = [
+        [encode_prompt(base, prompt, max_new_tokens) for prompt in group] for group in prompts
+    ]
     rows = max(len(group) for group in contexts)
     length = max(len(context) for group in contexts for context in group)
     # Generation appends on the right, so here the padding stands on the left, masked. A person

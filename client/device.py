@@ -11,7 +11,7 @@ from flwr.app import Context
 from torch import Tensor
 
 from client.answers import generate
-from client.evaluation import ANSWER_TOKENS, evaluate_stacks
+from client.evaluation import evaluate_stacks
 from client.personalize import Personalised, Routing, begin_personalising, compose, route
 from client.stacking import stacked
 from client.vault import Vault
@@ -78,8 +78,9 @@ class Device:
         whom changes nothing but the time it takes.
         """
         release = self.release()
-        for method, wait in compute(lambda: self._begin(release)).items():
-            trained = wait()
+        waiting = compute(lambda: self._begin(release))
+        for method in list(waiting):
+            trained = waiting.pop(method)()
             tensors = trained.private.tensors() if trained.private is not None else {}
             self.vault.save_private(
                 release.version,
@@ -139,10 +140,10 @@ class Device:
         person, stack = self.vault.person(), self.personalised(method)
         return evaluate_stacks(self.base, [person], [stack])[0]
 
-    def answer(self, method: str, prompt: str, max_new_tokens: int = ANSWER_TOKENS) -> str:
+    def answer(self, method: str, prompt: str, max_new_tokens: int = 64) -> str:
         """Continue a prompt with the personalised model."""
         stack = self.personalised(method)
-        read = len(encode_prompt(self.base, prompt))
+        read = len(encode_prompt(self.base, prompt, max_new_tokens))
         with stacked(self.base, [stack], read, max_new_tokens) as parts:
             return generate(self.base, parts, [[prompt]], max_new_tokens)[0][0]
 
@@ -156,6 +157,8 @@ class Device:
         """Start the training of what is not trained yet; return what to wait for, by method."""
         person, routing = self.vault.person(), self._routing(release)
         samples = tuple(history_samples(self.base, person.history))
+        # One seed for all methods: what differs between them is the method alone.
+        seed = derive_seed(self.seed, "private", person.user_id, release.version)
         missing = [
             name
             for name in self.methods
@@ -169,7 +172,7 @@ class Device:
                 routing,
                 samples,
                 self.private,
-                derive_seed(self.seed, "private", name, person.user_id, release.version),
+                seed,
                 1 / len(missing),
             )
             for name in missing

@@ -12,12 +12,9 @@ from client.personalize import Personalised
 from client.stacking import stacked
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
-from shared.metrics import score
-from shared.samples import query_samples
+from shared.metrics import score_user
+from shared.samples import answer_room, query_samples
 from shared.tasks import TASKS
-
-# Longest free-text answer: headlines and tweets end well before.
-ANSWER_TOKENS = 32
 
 Answer = dict[str, Any]
 
@@ -42,11 +39,10 @@ def evaluate_stacks(
             found = _answer(base, [stacks[u] for u in asked], task, queries)
             for user, own in zip(asked, found, strict=True):
                 answers[user] += own
-                scores[user][task] = score(
+                scores[user][task] = score_user(
                     TASKS[task].kind,
                     [answer["prediction"] for answer in own],
                     [answer["gold"] for answer in own],
-                    TASKS[task].labels,
                 )
     return [
         {
@@ -73,12 +69,12 @@ def _answer(
     samples = [query_samples(base, own) for own in queries]
     # Every query is read twice: to answer it, and for the loss of its gold answer.
     read = 2 * sum(len(sample) for own in samples for sample in own)
-    written = ANSWER_TOKENS if task.labels is None else 0
+    written = answer_room(base, task, None) if task.labels is None else 0
     with stacked(base, stacks, read, written) as parts:
         if task.labels is not None:
             predictions = choose_labels(base, parts, prompts, task.labels)
         else:
-            predictions = generate(base, parts, prompts, ANSWER_TOKENS)
+            predictions = generate(base, parts, prompts, written)
         losses = gold_losses(base, parts, samples)
     return [
         [

@@ -25,7 +25,6 @@ from shared.samples import Sample
 from shared.seeding import derive_seed
 from shared.training import Trainee
 
-
 # Chosen among 1, 1/2, 1/4 and halves of both, on server users alone (docs/results.md).
 ANCHORS_BESIDE_EXPERTS = 0.25
 
@@ -203,7 +202,7 @@ def begin_personalising(
     trained = train(
         TrainingRequest(
             base,
-            Trainee(method.name, samples, seed),
+            _trainee(method.name, samples, config.holdout, seed),
             rank,
             derive_seed(seed, "start"),
             config,
@@ -228,6 +227,16 @@ def begin_personalising(
         )
 
     return wait
+
+
+def _trainee(name: str, samples: tuple[Sample, ...], holdout: float, seed: int) -> Trainee:
+    """Return the trainee, of whose history, oldest first, the newest is held out.
+
+    Anybody with three items or more keeps one at least, if any are to be kept.
+    """
+    held = max(1, round(holdout * len(samples))) if holdout and len(samples) > 2 else 0
+    kept = len(samples) - held
+    return Trainee(name, samples[:kept], seed, samples[kept:])
 
 
 def _parts_of_release(release: Release, method: Method) -> tuple[Lora, ...]:

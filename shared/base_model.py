@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared import smollm2, tiny
 from shared.config import BaseConfig, Format
@@ -164,6 +164,8 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
         model.set_attn_implementation("eager")
     stack = AdapterStack.attach(model, maps)
     model.requires_grad_(False).eval()
+    # Greedy means greedy: some models bring penalties that label choice and losses do not know.
+    model.generation_config = GenerationConfig()
     base = BaseModel(
         model=model,
         tokenizer=tokenizer,

@@ -92,6 +92,8 @@ def _serve() -> None:
 
 def _take_a_step() -> None:
     """Call the background work that was called longest ago."""
+    if not _background:
+        raise RuntimeError("the computing thread waits for work that nobody does")
     step = _background.pop(0)
     if step():
         _background.append(step)

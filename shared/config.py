@@ -17,6 +17,12 @@ from shared.methods import METHODS
 
 Format = Literal["fp32", "bf16", "int8", "nf4"]
 
+# The most that a release may ask a device about itself: its place in an embedding space of so many
+# axes, seen through so many weights. Devices refuse more, whatever a server would like to know.
+MAX_EXPERTS = 16
+MAX_ANCHORS = 64
+MAX_DIMENSIONS = 16
+
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and closed to unknown names."""
@@ -65,9 +71,6 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm bound of one user")
-    holdout: float = Field(
-        0.0, ge=0, le=0.5, description="share of the last samples kept to stop early by; 0: none"
-    )
 
 
 class ExpertsConfig(TrainingConfig):
@@ -76,7 +79,7 @@ class ExpertsConfig(TrainingConfig):
     rank: int = Field(4, ge=1)
     epochs: int = Field(1, ge=1, description="of joint training, after one pass on clusters")
     learning_rate: float = Field(2e-3, gt=0)
-    count: int = Field(4, ge=2)
+    count: int = Field(4, ge=2, le=MAX_EXPERTS)
     balance: float = Field(0.1, ge=0, description="weight of the load-balance term")
     router_learning_rate: float = Field(1e-2, gt=0)
 
@@ -86,7 +89,7 @@ class BankConfig(TrainingConfig):
 
     rank: int = Field(4, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
-    anchors: int = Field(8, ge=1)
+    anchors: int = Field(8, ge=1, le=MAX_ANCHORS)
     min_history: int = Field(4, ge=1, description="an anchor has at least so many items")
     top_k: int = Field(2, ge=1, description="anchors that a device fuses")
     temperature: float = Field(0.2, ge=1e-6, description="softmax temperature over similarities")
@@ -103,6 +106,9 @@ class PrivateConfig(TrainingConfig):
         3e-3, gt=0, description="for the stack: fewer ranks move the update less at equal rates"
     )
     weights_learning_rate: float = Field(0.02, gt=0, description="for tuned fusion weights")
+    holdout: float = Field(
+        0.0, ge=0, le=0.5, description="share of the newest history kept to stop early by; 0: none"
+    )
 
 
 class RoundsConfig(Section):

@@ -75,8 +75,15 @@ class TrainingRequest:
 def train(request: TrainingRequest) -> Future[Member]:
     """Train a user, with whoever else is waiting; return at once.
 
-    :func:`shared.compute.wait_for` waits for the result.
+    :func:`shared.compute.wait_for` waits for the result, and raises what went wrong.
+
+    Raises
+    ------
+    ValueError
+        If the user has no samples.
     """
+    if not request.trainee.samples:
+        raise ValueError(f"expected samples to train {request.trainee.name} on; got none")
     _arrived.put(request)
     compute_in_background(_step)
     return request.trained
@@ -91,37 +98,24 @@ _training: dict[int, tuple[Member, TrainingRequest]] = {}
 
 def _step() -> bool:
     """Let in whom the memory allows and train the largest cohort by one step, if there is any."""
+    try:
+        _admit()
+        if _cohorts:
+            _train_largest()
+    except Exception as error:  # a defect: it must reach everyone who waits
+        _fail_all(error)
+    return bool(_cohorts or _waiting)
+
+
+def _admit() -> None:
     while not _arrived.empty():
         _waiting.append(_arrived.get())
     while _waiting and _fits(_waiting[0]):
-        _join(_waiting.popleft())
-    if not _cohorts:
-        return False
-    company = max(_cohorts, key=lambda company: len(_cohorts[company].members))
-    cohort, error = _cohorts[company], None
-    before = {key: len(member.curve) for key, (member, _) in _training.items()}
-    with cohort.base.lock:
+        request = _waiting.popleft()
         try:
-            cohort.step()
-        except BaseException as raised:
-            error = raised
-    under_way(
-        sum(
-            request.share * (len(member.curve) - before[key]) / len(member.plan)
-            for key, (member, request) in _training.items()
-        )
-    )
-    training = set(map(id, cohort.members))
-    for key, (member, request) in list(_training.items()):
-        if request.company == company and key not in training:
-            del _training[key]
-            if error is None:
-                request.trained.set_result(member)
-            else:
-                request.trained.set_exception(error)
-    if not cohort.members:
-        del _cohorts[company]
-    return True
+            _join(request)
+        except Exception as error:
+            request.trained.set_exception(error)
 
 
 def _fits(request: TrainingRequest) -> bool:
@@ -137,8 +131,41 @@ def _join(request: TrainingRequest) -> None:
         _cohorts[request.company] = Cohort(
             base, request.rank, request.config, request.shared, request.weights_learning_rate
         )
-    start = Slab.initial(base.maps, request.rank, [request.start_seed])
-    member = _cohorts[request.company].join(
-        request.trainee, start.rows[0], request.weights, request.tuned
-    )
-    _training[id(member)] = member, request
+    cohort = _cohorts[request.company]
+    try:
+        start = Slab.initial(base.maps, request.rank, [request.start_seed])
+        member = cohort.join(request.trainee, start.rows[0], request.weights, request.tuned)
+        _training[id(member)] = member, request
+    finally:
+        if not cohort.members:
+            del _cohorts[request.company]
+
+
+def _train_largest() -> None:
+    company = max(_cohorts, key=lambda company: len(_cohorts[company].members))
+    cohort = _cohorts[company]
+    before = {id(member): len(member.curve) for member in cohort.members}
+    with cohort.base.lock:
+        left = cohort.step()
+    done = 0.0
+    for key, steps in before.items():
+        member, request = _training[key]
+        done += request.share * (len(member.curve) - steps) / len(member.plan)
+    under_way(done)
+    if not cohort.members:
+        del _cohorts[company]
+    for member in left:
+        _, request = _training.pop(id(member))
+        if member.error is None:
+            request.trained.set_result(member)
+        else:
+            request.trained.set_exception(member.error)
+
+
+def _fail_all(error: Exception) -> None:
+    failed = [request for _, request in _training.values()] + list(_waiting)
+    for state in (_training, _waiting, _cohorts):
+        state.clear()
+    for request in failed:
+        if not request.trained.done():
+            request.trained.set_exception(error)

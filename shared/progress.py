@@ -149,12 +149,11 @@ def stage(name: str, total: int, unit: str) -> Iterator[Stage]:
 
 def tokens_done(tokens: int) -> None:
     """Tell the running stage, if there is one, how many tokens have been processed."""
-    if _running:
-        current = _running[-1]
+    for current in _running[-1:]:  # the last may end meanwhile, on another thread
         current.advance(tokens if current.unit == "tokens" else 0, tokens)
 
 
 def under_way(amount: float) -> None:
     """Tell the running stage, if there is one, that so much of its unit's work has been done."""
-    if _running:
-        _running[-1].advance(under_way=amount)
+    for current in _running[-1:]:
+        current.advance(under_way=amount)

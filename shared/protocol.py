@@ -20,6 +20,7 @@ from enum import IntEnum
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from shared.config import MAX_ANCHORS, MAX_EXPERTS
 from shared.errors import MesofedError
 
 PROTOCOL = 1
@@ -30,7 +31,7 @@ ROUTER_STATISTICS = "query.router_statistics"
 
 MAX_FILES = 256
 MAX_RELEASE_BYTES = 1 << 30
-MAX_WEIGHTS = 4096
+MAX_WEIGHTS = max(MAX_EXPERTS, MAX_ANCHORS)
 MAX_RELEASE = 2**31 - 1
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(json|safetensors|sig)")
 DECIMALS = 4
@@ -379,9 +380,12 @@ def _floats(values: object) -> tuple[float, ...]:
 def _check_statistics(statistics: RouterStatistics) -> None:
     if not _is_release(statistics.release):
         raise ReplyError("router statistics do not name a release")
-    for weights in (statistics.expert_weights, statistics.anchor_weights):
-        if not 1 <= len(weights) <= MAX_WEIGHTS:
-            raise ReplyError(f"router statistics have 1 to {MAX_WEIGHTS} weights of a kind")
+    for weights, most in (
+        (statistics.expert_weights, MAX_EXPERTS),
+        (statistics.anchor_weights, MAX_ANCHORS),
+    ):
+        if not 1 <= len(weights) <= most:
+            raise ReplyError(f"router statistics have 1 to {most} weights of this kind")
         # A comparison with NaN is false, so NaN is refused here too.
         if not all(0.0 <= weight <= 1.0 for weight in weights):
             raise ReplyError("router statistics have a weight outside [0, 1]")

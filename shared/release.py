@@ -25,6 +25,7 @@ from torch import Tensor
 
 from shared.atomic_file import write_bytes
 from shared.base_model import BaseModel as BaseLanguageModel
+from shared.config import MAX_ANCHORS, MAX_DIMENSIONS, MAX_EXPERTS
 from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
@@ -72,9 +73,9 @@ class Manifest(_Section):
     release: PositiveInt
     base: BaseEntry
     ranks: Ranks
-    experts: PositiveInt
-    anchors: PositiveInt
-    dimensions: PositiveInt
+    experts: Annotated[int, Field(ge=1, le=MAX_EXPERTS)]
+    anchors: Annotated[int, Field(ge=1, le=MAX_ANCHORS)]
+    dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
     top_k: PositiveInt
     temperature: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
     files: dict[str, FileEntry]
@@ -207,7 +208,7 @@ def unpack_release(files: Mapping[str, bytes], base: BaseLanguageModel) -> Relea
             "anchors": (anchors, k),
         },
     )
-    return Release(
+    release = Release(
         version=manifest.release,
         base_name=manifest.base.name,
         base_fingerprint=expected,
@@ -224,6 +225,20 @@ def unpack_release(files: Mapping[str, bytes], base: BaseLanguageModel) -> Relea
         top_k=manifest.top_k,
         temperature=manifest.temperature,
     )
+    _check_space(release.space.basis, release.anchors)
+    return release
+
+
+def _check_space(basis: Tensor, anchors: Tensor) -> None:
+    """Refuse a space that is none: axes and anchors have length 1, axes are orthogonal.
+
+    So the statistics tell where a person stands among others, and not one axis under a lens.
+    """
+    gram = basis.mT @ basis  # (k, k)
+    if not torch.allclose(gram, torch.eye(len(gram)), atol=1e-3):
+        raise MesofedError("Expected orthonormal axes in space.basis of the release; they are not.")
+    if not torch.allclose(anchors.norm(dim=1), torch.ones(len(anchors)), atol=1e-3):
+        raise MesofedError("Expected the release's anchors to be unit vectors; they are not.")
 
 
 def read_release_files(folder: Path) -> dict[str, bytes]:

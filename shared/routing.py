@@ -67,8 +67,9 @@ def retrieve(place: Tensor, anchors: Tensor, top_k: int, temperature: float) -> 
     """
     nearest = torch.topk(anchors @ place, min(top_k, len(anchors)))
     weights = torch.softmax(nearest.values / temperature, dim=0)
+    similarities = nearest.values.clamp(-1, 1)  # products of unit vectors round up as well
     return Retrieval(
-        tuple(nearest.indices.tolist()), tuple(weights.tolist()), tuple(nearest.values.tolist())
+        tuple(nearest.indices.tolist()), tuple(weights.tolist()), tuple(similarities.tolist())
     )
 
 

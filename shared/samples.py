@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shared.base_model import BaseModel
 from shared.corpus.user import ProfileItem, Query
-from shared.tasks import TASKS
+from shared.tasks import TASKS, Task
 
 # Tokens kept at the end of a prompt that is cut: the longest cue, such as "\ncategory:".
 CUE_TOKENS = 8
@@ -28,38 +28,71 @@ class Sample:
         return len(self.prompt) + len(self.answer)
 
 
-def encode(base: BaseModel, prompt: str, answer: str) -> Sample:
+def answer_room(base: BaseModel, task: Task, labels: Sequence[str] | None) -> int:
+    """Return the tokens that are kept for an answer, so that every prompt is cut alike.
+
+    The longest label's and its end, or the task's own measure of free text; half of
+    ``base.max_tokens`` at most.
+    """
+    room = task.answer_tokens
+    if labels is not None:
+        room = 1 + max(len(answer_tokens(base, label)) for label in labels)
+    return min(room, base.max_tokens // 2)
+
+
+def answer_tokens(base: BaseModel, answer: str) -> list[int]:
+    """Tokenise an answer as it follows a prompt, without its end."""
+    tokens: list[int] = base.tokenizer.encode(f" {answer}", add_special_tokens=False)
+    return tokens
+
+
+def encode(base: BaseModel, prompt: str, answer: str, room: int | None = None) -> Sample:
     """Tokenise a prompt and its answer, cut to ``base.max_tokens`` in all.
 
     A long answer loses its end; a long prompt loses text from before its cue, because the cue
-    tells the model what to do.
+    tells the model what to do. The cut does not depend on the answer: a question is the same
+    question when it is asked and when its answer is known.
+
+    Parameters
+    ----------
+    room : int, optional
+        Tokens kept for the answer; half of ``base.max_tokens`` by default.
     """
-    answer_ids = base.tokenizer.encode(f" {answer}", add_special_tokens=False)
-    answer_ids = [*answer_ids[: base.max_tokens // 2], base.tokenizer.eos_token_id]
-    return Sample(_prompt(base, prompt, base.max_tokens - len(answer_ids)), tuple(answer_ids))
+    half = base.max_tokens // 2
+    room = half if room is None else min(room, half)
+    answer_ids = [*answer_tokens(base, answer)[: room - 1], base.tokenizer.eos_token_id]
+    return Sample(encode_prompt(base, prompt, room), tuple(answer_ids))
 
 
-def encode_prompt(base: BaseModel, prompt: str) -> tuple[int, ...]:
-    """Tokenise a prompt, leaving half of ``base.max_tokens`` to the answer at least."""
-    return _prompt(base, prompt, base.max_tokens - base.max_tokens // 2)
-
-
-def _prompt(base: BaseModel, prompt: str, room: int) -> tuple[int, ...]:
+def encode_prompt(base: BaseModel, prompt: str, room: int | None = None) -> tuple[int, ...]:
+    """Tokenise a prompt, leaving ``room`` tokens to the answer: half of all by default, or less."""
+    half = base.max_tokens // 2
+    length = base.max_tokens - (half if room is None else min(room, half))
     ids = base.tokenizer.encode(prompt, add_special_tokens=False)
-    if len(ids) > room:
-        cue = min(CUE_TOKENS, room)
-        ids = [*ids[: room - cue], *ids[-cue:]]
+    if len(ids) > length:
+        cue = min(CUE_TOKENS, length)
+        ids = [*ids[: length - cue], *ids[-cue:]]
     return tuple(ids)
 
 
 def history_samples(base: BaseModel, history: Iterable[ProfileItem]) -> list[Sample]:
     """Return one sample per history item: predict what the person made of the text."""
-    return [encode(base, TASKS[i.task].history_prompt(i), i.target) for i in history]
+    samples = []
+    for item in history:
+        task = TASKS[item.task]
+        room = answer_room(base, task, task.history_labels)
+        samples.append(encode(base, task.history_prompt(item), item.target, room))
+    return samples
 
 
 def query_samples(base: BaseModel, queries: Iterable[Query]) -> list[Sample]:
     """Return one sample per query: predict the gold answer."""
-    return [encode(base, TASKS[q.task].query_prompt(q), q.gold) for q in queries]
+    samples = []
+    for query in queries:
+        task = TASKS[query.task]
+        room = answer_room(base, task, task.labels)
+        samples.append(encode(base, task.query_prompt(query), query.gold, room))
+    return samples
 
 
 @dataclass(frozen=True)

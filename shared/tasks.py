@@ -70,6 +70,8 @@ class Task:
         without it belongs to a task whose history has targets only.
     labels : tuple of str or None
         Every allowed answer to a query; None if the answer is free text.
+    answer_tokens : int
+        Room for free text, in tokens: of SmolLM2's, for nearly all golds of the task.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Task:
     history_template: str
     query_template: str
     labels: tuple[str, ...] | None = None
+    answer_tokens: int = 64
 
     @property
     def history_has_text(self) -> bool:
@@ -102,9 +105,14 @@ class Task:
 
 
 def _same_prompt(
-    name: str, summary: str, kind: Kind, prompt: str, labels: tuple[str, ...] | None = None
+    name: str,
+    summary: str,
+    kind: Kind,
+    prompt: str,
+    labels: tuple[str, ...] | None = None,
+    answer_tokens: int = 64,
 ) -> Task:
-    return Task(name, summary, kind, prompt, prompt, labels)
+    return Task(name, summary, kind, prompt, prompt, labels, answer_tokens)
 
 
 TASKS: dict[str, Task] = {
@@ -144,12 +152,14 @@ TASKS: dict[str, Task] = {
             "LaMP-4: headline of a news article",
             "generation",
             "article: {text}\nheadline:",
+            answer_tokens=32,
         ),
         _same_prompt(
             "scholarly_title",
             "LaMP-5: title of a paper",
             "generation",
             "abstract: {text}\ntitle:",
+            answer_tokens=48,
         ),
         Task(
             "tweet_paraphrase",
@@ -184,6 +194,7 @@ TASKS: dict[str, Task] = {
             "built-in corpus: headline of a post",
             "generation",
             "post: {text}\nheadline:",
+            answer_tokens=32,
         ),
     )
 }

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,11 +36,23 @@ BACKWARD = 1.5
 
 @dataclass(frozen=True)
 class Trainee:
-    """One user of a cohort: its samples, and the seed that orders them."""
+    """One user of a cohort.
+
+    Attributes
+    ----------
+    name : str
+    samples : tuple of Sample
+        What it learns from; at least one.
+    seed : int
+        Orders them.
+    held : tuple of Sample
+        Kept out of training, which stops when their loss rises; empty for none.
+    """
 
     name: str
     samples: tuple[Sample, ...]
     seed: int
+    held: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,9 +120,16 @@ def answer_losses(base: BaseModel, batch: Batch) -> Tensor:
 
 
 def mean_per_user(losses: Tensor, batch: Batch) -> Tensor:
-    """Average answer losses within each user, (users,), so that no user outweighs another."""
-    total = losses.new_zeros(batch.users).index_add(0, batch.owner, losses)
-    return total / torch.bincount(batch.owner, minlength=batch.users).clamp(min=1)
+    """Average answer losses within each sample, then samples within each user, (users,).
+
+    So no user outweighs another, nor a task with long answers one with short ones.
+    """
+    rows = len(batch.ids)
+    total = losses.new_zeros(rows).index_add(0, batch.row, losses)
+    tokens = torch.bincount(batch.row, minlength=rows)  # 0 in the rows that only fill up
+    by_user = (total / tokens.clamp(min=1)).view(batch.users, -1)
+    samples = (tokens > 0).view(batch.users, -1).sum(1)
+    return by_user.sum(1) / samples.clamp(min=1)
 
 
 def batches_of(trainee: Trainee, config: TrainingConfig) -> list[list[Sample]]:
@@ -142,8 +161,6 @@ class Member:
         Fusion weights, changed in place where they are tuned.
     tuned : Tensor (parts,) of bool or None
         Which of them are.
-    held : list of Sample
-        The newest samples, kept out of the plan; training stops when their loss rises.
     curve : list of (step, loss)
         Loss at each step that is done.
     checks : list of float
@@ -154,6 +171,8 @@ class Member:
         Tokens processed, padding not counted.
     seconds : float
         The user's share of the time of its batches.
+    error : Exception or None
+        Why training ended before it was done.
     """
 
     trainee: Trainee
@@ -163,18 +182,18 @@ class Member:
     tuned: Tensor | None
     optimiser: torch.optim.AdamW
     epochs: int
-    held: list[Sample]
     curve: list[tuple[int, float]] = field(default_factory=list)
     checks: list[float] = field(default_factory=list)
     best: tuple[Tensor, Tensor | None] | None = None
     tokens: int = 0
     seconds: float = 0.0
+    error: Exception | None = None
 
     @property
     def checking(self) -> bool:
         """Whether the held-out samples come next, as they do after each epoch."""
         epoch = len(self.plan) // self.epochs
-        return bool(self.held) and len(self.checks) * epoch == len(self.curve)
+        return bool(self.trainee.held) and len(self.checks) * epoch == len(self.curve)
 
     @property
     def done(self) -> bool:
@@ -183,9 +202,9 @@ class Member:
         return worse or (len(self.curve) == len(self.plan) and not self.checking)
 
     @property
-    def next(self) -> list[Sample]:
+    def next(self) -> Sequence[Sample]:
         """The samples of the next step."""
-        return self.held if self.checking else self.plan[len(self.curve)]
+        return self.trainee.held if self.checking else self.plan[len(self.curve)]
 
     @property
     def shape(self) -> tuple[bool, int, int]:
@@ -256,44 +275,60 @@ class Cohort:
             {"params": [weights], "weight_decay": 0.0, "share": self._weights_share},
         ]
         learned = groups[not self._rank : 1 + (tuned is not None)]
-        samples = trainee.samples
-        kept = len(samples) - int(self._config.holdout * len(samples))
         member = Member(
             trainee,
-            batches_of(replace(trainee, samples=samples[:kept]), self._config),
+            batches_of(trainee, self._config),
             row,
             weights,
             tuned.to(device) if tuned is not None else None,
             torch.optim.AdamW(learned, fused=True),
             self._config.epochs,
-            list(samples[kept:]),
         )
         self.members.append(member)
         return member
 
     def step(self) -> list[Member]:
-        """Train the largest possible group of users by one step; return those that are done.
+        """Train the largest possible group of users by one step; return those who leave.
 
-        They have left the cohort. If the step fails, everyone in its batch leaves with them.
+        They are done, or have failed, which is in their ``error``. A batch that fails is tried
+        again one user at a time, so a user that fails costs nobody else anything.
         """
         started = time.monotonic()
         group = self._group()
         tokens = sum(len(sample) for member in group for sample in member.next)
+        before = {id(member): (len(member.curve), len(member.checks)) for member in group}
         try:
-            self._check(group) if group[0].checking else self._train(group)
-        except BaseException:
-            self._leave(group)
-            raise
+            self._advance(group)
+        except Exception as error:
+            for member in group:
+                if (len(member.curve), len(member.checks)) != before[id(member)]:
+                    continue
+                if len(group) == 1:
+                    member.error = error
+                else:
+                    self._advance_alone(member)
         for member in group:
             member.seconds += (time.monotonic() - started) / len(group)
         tokens_done(tokens)
-        finished = [member for member in group if member.done]
-        self._leave(finished)
-        return finished
-
-    def _leave(self, group: Sequence[Member]) -> None:
-        leaving = set(map(id, group))
+        left = [member for member in group if member.done or member.error is not None]
+        for member in left:  # whoever waits for the result needs the row and the curve alone
+            member.optimiser.state.clear()
+            member.row.grad, member.best = None, None
+        leaving = set(map(id, left))
         self.members = [member for member in self.members if id(member) not in leaving]
+        return left
+
+    def _advance_alone(self, member: Member) -> None:
+        try:
+            self._advance([member])
+        except Exception as error:
+            member.error = error
+
+    def _advance(self, group: Sequence[Member]) -> None:
+        if group[0].checking:
+            self._check(group)
+        else:
+            self._train(group)
 
     def _group(self) -> list[Member]:
         """Return the users of the next batch: of the shape for which most tokens are ready."""
@@ -426,7 +461,9 @@ def train_cohort(
         for user, trainee in enumerate(trainees)
     ]
     while cohort.members:
-        cohort.step()
+        for member in cohort.step():
+            if member.error is not None:
+                raise member.error
     weights = [member.weights.cpu() for member in members if member.weights is not None]
     return Trained(
         Slab(initial.maps, initial.rank, torch.stack([m.row.detach().cpu() for m in members])),

@@ -5,10 +5,16 @@
     questions  [{"id": "310", "input": "Which tag ...", "profile": [{"id": ..., ...}]}, ...]
     outputs    {"task": "LaMP_2", "golds": [{"id": "310", "output": "classic"}, ...]}
 
-A question is a user of its own, unless the entries carry ``user_id`` (as in some releases of the
-time split): then a user's questions and items come together.
+Entries are of one user if they carry the same ``user_id`` (as in some releases of the time split)
+or, without it, if their profiles hold the same items: LaMP numbers the items of every question anew,
+so contents tell, not ids.
+
+A question comes after the items of its own profile, and nothing says when it was asked otherwise.
+A user's history is therefore the longest of the profiles, and a question stays if its own profile
+holds all of that history: of a user whose profile grew from question to question only the newest.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +26,20 @@ from shared.corpus.user import ProfileItem, Query, User
 
 
 @dataclass(frozen=True)
-class _Person:
-    """What the entries of one user have told so far; ``where`` is the first of them."""
+class _Entry:
+    """One usable profile, oldest item first, and its question if that is usable too."""
 
     where: str
-    items: dict[str, ProfileItem] = field(default_factory=dict)
-    queries: list[Query] = field(default_factory=list)
+    items: tuple[ProfileItem, ...]
+    query: Query | None
+
+
+@dataclass(frozen=True)
+class _Person:
+    """The entries of one user so far, in the file's order; ``where`` is the first of them."""
+
+    where: str
+    entries: list[_Entry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,7 @@ def _join(
 ) -> tuple[User, ...]:
     """Bring questions and golds together, and the questions of one user."""
     people: dict[str, _Person] = {}
+    profiles: dict[tuple[tuple[str, str], ...], str] = {}
     asked: set[str] = set()
     for number, entry in enumerate(entries):
         where = f"{questions}: entry {number}"
@@ -154,13 +169,10 @@ def _join(
         asked.add(key)
         if items is None:
             continue
+        if "user_id" not in entry:
+            user_id = profiles.setdefault(tuple(sorted(_contents(items))), user_id)
         person = people.setdefault(user_id, _Person(where))
-        if query is not None:
-            person.queries.append(query)
-        for item in items:
-            if person.items.setdefault(item.item_id, item) != item:
-                expected = f"item {item.item_id} as in the user's entries before"
-                findings.problem(f"{where} profile", expected, "another text or target")
+        person.entries.append(_Entry(where, tuple(items), query))
     for key, number in golds.places.items():
         if key not in asked:
             where = f"{golds.path}: golds[{number}].id"
@@ -169,13 +181,51 @@ def _join(
     return tuple(user for user in users if user is not None)
 
 
+def _contents(items: Iterable[ProfileItem]) -> list[tuple[str, str]]:
+    return [(item.text, item.target) for item in items]
+
+
+def _asked_after(newest: _Entry, asked: list[tuple[_Entry, Query]]) -> list[tuple[_Entry, Query]]:
+    """Return the questions that come after all of the history which they leave of a profile."""
+    while True:
+        queries = [query for _, query in asked]
+        history = set(_contents(without_answers(newest.items, queries, "", Findings())))
+        left = [
+            (entry, query) for entry, query in asked if history.issubset(_contents(entry.items))
+        ]
+        if len(left) == len(asked):
+            return asked
+        # The answer to a question that goes is an item like any other, so the history may grow.
+        asked = left
+
+
+def _skip_other_items(
+    person: _Person, newest: _Entry, queries: Sequence[Query], where: str, findings: Findings
+) -> None:
+    """Count the items that stand in other profiles of the user alone."""
+    known = set(_contents(newest.items))
+    for entry in person.entries:
+        others = [item for item in entry.items if (item.text, item.target) not in known]
+        known.update(_contents(others))
+        for item in without_answers(others, queries, where, findings):
+            findings.skip(f"{where} item {item.item_id}", "an item outside the longest profile")
+
+
 def _close(user_id: str, person: _Person, findings: Findings) -> User | None:
     where = f"{person.where} user {shown(user_id)}"
-    if not person.queries:
+    asked = [(entry, entry.query) for entry in person.entries if entry.query is not None]
+    if not asked:
         findings.problem(where, "at least one query", "none usable")
         return None
-    history = without_answers(person.items.values(), person.queries, where, findings)
+    newest = max((entry for entry, _ in reversed(asked)), key=lambda entry: len(entry.items))
+    kept = _asked_after(newest, asked)
+    queries = tuple(query for _, query in kept)
+    for entry, query in asked:
+        if query not in queries:
+            findings.skip(entry.where, "a query that may be older than items of the history")
+    history = without_answers(newest.items, queries, where, findings)
+    _skip_other_items(person, newest, queries, where, findings)
     if not history:
         findings.skip(where, "a user with no item but the queries' answers")
         return None
-    return User(user_id, history, tuple(person.queries))
+    return User(user_id, history, queries)

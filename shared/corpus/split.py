@@ -1,6 +1,7 @@
 """Server corpus and device users: two sets of people that never meet."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from shared.config import CorpusConfig
@@ -9,6 +10,10 @@ from shared.corpus.user import User
 from shared.errors import MesofedError
 
 MIN_SERVER_USERS = 2
+TELLING_ITEMS = 3
+"""So many first items in common, each with its target, and two histories are of one person."""
+
+_Contents = tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,34 @@ def _newest(user: User, config: CorpusConfig) -> User:
     )
 
 
+def _contents(user: User) -> _Contents:
+    return tuple((item.task, item.text, item.target) for item in user.history)
+
+
+def _same_history(server: Sequence[User], device: Sequence[User]) -> tuple[str, str] | None:
+    """Return two users of the two sides with one history, None if there are none.
+
+    Histories are one if they hold the same items, or if one is how the other began. Single items,
+    such as a film and its tag, are many people's.
+    """
+    whole = {tuple(sorted(_contents(user))): user.user_id for user in server}
+    starting: dict[_Contents, list[User]] = {}
+    for user in server:
+        starting.setdefault(_contents(user)[:TELLING_ITEMS], []).append(user)
+    for user in device:
+        own = _contents(user)
+        if (other := whole.get(tuple(sorted(own)))) is not None:
+            return other, user.user_id
+        if len(own) < TELLING_ITEMS:
+            continue
+        for candidate in starting.get(own[:TELLING_ITEMS], []):
+            theirs = _contents(candidate)
+            shorter = min(len(own), len(theirs))
+            if own[:shorter] == theirs[:shorter]:
+                return candidate.user_id, user.user_id
+    return None
+
+
 def split_users(corpus: Corpus, config: CorpusConfig, seed: int) -> Split:
     """Divide a corpus between server and devices, and cut every user to the newest data.
 
@@ -52,7 +85,7 @@ def split_users(corpus: Corpus, config: CorpusConfig, seed: int) -> Split:
     Raises
     ------
     MesofedError
-        If there are too few users, or a person would be on both sides.
+        If there are too few users, or a person would be on both sides: by id or by history.
     """
     if len(corpus.users) <= MIN_SERVER_USERS:
         raise MesofedError(
@@ -63,12 +96,20 @@ def split_users(corpus: Corpus, config: CorpusConfig, seed: int) -> Split:
     if config.source != "synthetic":
         users = tuple(sorted(users, key=lambda user: _rank(seed, user.user_id)))
     server_size, device_size = _sizes(len(users), config)
-    server = tuple(_newest(user, config) for user in users[:server_size])
-    device = tuple(_newest(user, config) for user in users[server_size : server_size + device_size])
+    server, device = users[:server_size], users[server_size : server_size + device_size]
     both = {user.user_id for user in server} & {user.user_id for user in device}
     if both:
         raise MesofedError(
             f"Expected no person on both the server's and the devices' side; got {sorted(both)} "
             f"on both, from {corpus.origin}. Give every person one id and one record."
         )
-    return Split(server, device)
+    if same := _same_history(server, device):
+        raise MesofedError(
+            f"Expected no person's history on both the server's and the devices' side; got that of "
+            f"server user {same[0]!r} for device user {same[1]!r} too, from {corpus.origin}. If the "
+            "two are one person, give all their records one user_id; if not, leave one of them out."
+        )
+    return Split(
+        tuple(_newest(user, config) for user in server),
+        tuple(_newest(user, config) for user in device),
+    )

@@ -18,7 +18,6 @@ from safetensors.torch import load, load_file
 
 import client.device
 from client.device import Device, open_device
-from client.evaluation import ANSWER_TOKENS
 from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
@@ -26,7 +25,7 @@ from shared.errors import MesofedError
 from shared.lora.algebra import base_weights, merged, scale
 from shared.protocol import RouterStatistics, statistics_from_record, statistics_to_record
 from shared.release import Release, pack_release
-from shared.samples import encode, encode_prompt
+from shared.samples import answer_room, encode, encode_prompt
 from shared.tasks import TASKS
 
 
@@ -407,7 +406,8 @@ def test_evaluation_is_what_one_finds_by_hand(
 
 
 def nll(base: BaseModel, query: Query) -> float:
-    sample = encode(base, TASKS[query.task].query_prompt(query), query.gold)
+    room = answer_room(base, TASKS[query.task], TASKS[query.task].labels)
+    sample = encode(base, TASKS[query.task].query_prompt(query), query.gold, room)
     ids = torch.tensor([[*sample.prompt, *sample.answer]])
     labels = ids.clone()
     labels[0, : len(sample.prompt)] = -100
@@ -417,10 +417,12 @@ def nll(base: BaseModel, query: Query) -> float:
 
 def predicted(base: BaseModel, query: Query) -> str:
     """Decode greedily; among the labels where the task has them."""
-    ids = list(encode_prompt(base, TASKS[query.task].query_prompt(query)))
-    end, start, labels = base.tokenizer.eos_token_id, len(ids), TASKS[query.task].labels
+    task = TASKS[query.task]
+    room = answer_room(base, task, task.labels)
+    ids = list(encode_prompt(base, task.query_prompt(query), room))
+    end, start, labels = base.tokenizer.eos_token_id, len(ids), task.labels
     spelled = [[*base.tokenizer.encode(f" {label}"), end] for label in labels or ()]
-    while len(ids) - start < ANSWER_TOKENS and end not in ids[start:]:
+    while len(ids) - start < room and end not in ids[start:]:
         with torch.no_grad():
             logits = base.model(input_ids=torch.tensor([ids])).logits[0, -1]
         done = ids[start:]

@@ -100,7 +100,12 @@ def test_little_memory_lets_users_in_one_after_another(base: BaseModel, sizes: l
     assert set(sizes) == {1}
 
 
-def test_a_failed_step_reaches_those_in_it_and_nobody_else(
+def nothing_left() -> bool:
+    state = (dynamic_batching._cohorts, dynamic_batching._training, dynamic_batching._waiting)
+    return compute(lambda: not any(state))
+
+
+def test_who_fails_is_told_and_nobody_else_is_touched(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Cohort._train
@@ -111,8 +116,46 @@ def test_a_failed_step_reaches_those_in_it_and_nobody_else(
         step(self, group)
 
     monkeypatch.setattr(Cohort, "_train", fails_for_two)
-    others, failing = train(request(base, 1)), train(request(base, 2, rank=1))
+    others, failing = train(request(base, 1)), train(request(base, 2))
     with pytest.raises(ArithmeticError, match="no gradient"):
         wait_for(failing)
     assert torch.equal(wait_for(others).row, alone(base, 1))
-    assert compute(lambda: (dynamic_batching._cohorts, dynamic_batching._training)) == ({}, {})
+    assert nothing_left()
+
+
+def test_who_cannot_join_is_told_and_nobody_else_is_touched(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = Cohort.join
+
+    def full(self: Cohort, trainee: Trainee, *args: object) -> Member:
+        if trainee.name == "u2":
+            raise torch.OutOfMemoryError("full")
+        return join(self, trainee, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cohort, "join", full)
+    futures = [train(request(base, user)) for user in (1, 2, 3)]
+    with pytest.raises(torch.OutOfMemoryError):
+        wait_for(futures[1])
+    for user, future in ((1, futures[0]), (3, futures[2])):
+        assert torch.equal(wait_for(future).row, alone(base, user))
+    assert nothing_left()
+
+
+def test_a_defect_reaches_everyone_who_waits_and_later_training_works(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(dynamic_batching, "under_way", lambda _: 1 / 0)
+        futures = [train(request(base, user)) for user in (1, 2)]
+        for future in futures:
+            with pytest.raises(ZeroDivisionError):
+                wait_for(future)
+    assert nothing_left()
+    assert torch.equal(wait_for(train(request(base, 1))).row, alone(base, 1))
+
+
+def test_nobody_trains_on_nothing(base: BaseModel) -> None:
+    asked = request(base, 1)
+    with pytest.raises(ValueError, match="u1"):
+        train(replace(asked, trainee=replace(asked.trainee, samples=())))

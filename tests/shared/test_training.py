@@ -138,18 +138,16 @@ def test_learning_rate_is_always_positive_and_bounded(steps: int, warmup: float)
 # The loss
 
 
-def test_mean_per_user_weighs_users_alike() -> None:
+def test_mean_per_user_weighs_samples_alike_and_then_users() -> None:
     long, short = Sample((1, 2), (3, 4, 5)), Sample((1,), (2,))
     batch = collate([[long, short], [short]], 0, CPU)  # answer tokens: 3, 1 | 1
     losses = torch.tensor([1.0, 2.0, 3.0, 6.0, 10.0])
-    assert mean_per_user(losses, batch).tolist() == [3.0, 10.0]
-    nobody = replace(batch, users=3)
-    assert mean_per_user(losses, nobody).tolist() == [3.0, 10.0, 0.0]
+    assert mean_per_user(losses, batch).tolist() == [(2.0 + 6.0) / 2, 10.0]
 
 
 def plain_losses(model: LlamaForCausalLM, samples: Sequence[Sample], weights: Weights) -> Tensor:
     """Return the mean loss by transformers itself, one unpadded sample at a time."""
-    total, count = torch.zeros(()), 0
+    total = torch.zeros(())
     for sample in samples:
         ids = torch.tensor([sample.prompt + sample.answer])
         labels = ids.clone()
@@ -157,9 +155,8 @@ def plain_losses(model: LlamaForCausalLM, samples: Sequence[Sample], weights: We
         output = torch.func.functional_call(
             model, weights, kwargs={"input_ids": ids, "labels": labels}
         )
-        total = total + output.loss * len(sample.answer)
-        count += len(sample.answer)
-    return total / count
+        total = total + output.loss
+    return total / len(samples)
 
 
 def test_losses_and_their_gradient_are_those_of_transformers(
@@ -417,22 +414,50 @@ def test_who_joins_late_learns_the_same(
         assert torch.equal(member.row, alone(base, people, start, user).slab.rows[0])
 
 
-def test_a_step_that_fails_costs_only_those_in_it(
+def test_a_user_that_fails_costs_nobody_in_its_batch_anything(
     base: BaseModel, people: list[Trainee], start: Slab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cohort = Cohort(base, 2, CONFIG)
-    members = [cohort.join(person, start.rows[i]) for i, person in enumerate(people)]
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "answer_losses", lambda *_: torch.zeros(()).log().sqrt()[5])
-        with pytest.raises(IndexError):
-            cohort.step()
-    lost = {id(member) for member in members} - {id(member) for member in cohort.members}
-    assert len(lost) == 1
+    twins = [replace(people[0], name=name, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    members = [cohort.join(person, start.rows[0]) for person in (*twins, people[1])]
+    losses = Cohort._losses
+
+    def fail_with_b(self: Cohort, group: Sequence[Member]) -> tuple[Tensor, list[Tensor]]:
+        if any(member.trainee.name == "b" and len(member.curve) == 1 for member in group):
+            raise ArithmeticError("not for b")
+        return losses(self, group)
+
+    monkeypatch.setattr(Cohort, "_losses", fail_with_b)
+    left = []
+    while cohort.members:
+        left += cohort.step()
+    assert {id(member) for member in left} == {id(member) for member in members}
+    assert isinstance(members[1].error, ArithmeticError)
+    assert len(members[1].curve) == 1
+    monkeypatch.undo()
+    for member, person, row in ((members[0], twins[0], 0), (members[2], people[1], 0)):
+        own = train_cohort(base, [person], replace(start, rows=start.rows[[row]]), CONFIG)
+        assert member.error is None
+        assert torch.equal(member.row, own.slab.rows[0])
+
+
+def test_training_that_fails_raises_what_went_wrong(
+    base: BaseModel, people: list[Trainee], start: Slab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "answer_losses", lambda *_: torch.zeros(()).sqrt()[5])
+    with pytest.raises(IndexError):
+        train_cohort(base, people, start, CONFIG)
+
+
+def test_who_is_done_keeps_no_optimiser(
+    base: BaseModel, people: list[Trainee], start: Slab
+) -> None:
+    cohort = Cohort(base, 2, CONFIG)
+    member = cohort.join(people[0], start.rows[0])
     while cohort.members:
         cohort.step()
-    for user, member in enumerate(members):
-        if id(member) not in lost:
-            assert torch.equal(member.row, alone(base, people, start, user).slab.rows[0])
+    assert member.row.grad is None
+    assert not member.optimiser.state
 
 
 def test_only_tuned_weights_move(
@@ -486,19 +511,14 @@ def test_an_easy_task_is_learned(base: BaseModel) -> None:
 
 
 def test_what_helps_the_held_out_is_trained_to_the_end(base: BaseModel) -> None:
-    config = TrainingConfig(rank=2, epochs=4, batch_size=2, learning_rate=3e-3, holdout=0.34)
+    config = TrainingConfig(rank=2, epochs=4, batch_size=2, learning_rate=3e-3)
     words = ("a", "bb", "ccc", "dd", "e", "ff")
     samples = tuple(encode(base, f"say {word}:", "yes") for word in words)
     start = Slab.initial(base.maps, 2, [2])
-    person = Trainee("easy", samples, 1)
-    trained = train_cohort(base, [person], start, config)
-    # Two of six are held out; what the others teach holds for them, so nothing else changes.
-    without = train_cohort(
-        base,
-        [replace(person, samples=samples[:4])],
-        start,
-        config.model_copy(update={"holdout": 0.0}),
-    )
+    person = Trainee("easy", samples[:4], 1)
+    # What the others teach holds for the held-out ones, so nothing else changes.
+    trained = train_cohort(base, [replace(person, held=samples[4:])], start, config)
+    without = train_cohort(base, [person], start, config)
     assert len(trained.curves["easy"]) == 8
     assert torch.equal(trained.slab.rows, without.slab.rows)
     assert trained.tokens == without.tokens
@@ -508,11 +528,11 @@ def test_what_helps_the_held_out_is_trained_to_the_end(base: BaseModel) -> None:
 def test_what_harms_the_held_out_ends_training_and_is_undone(
     base: BaseModel, company: bool
 ) -> None:
-    config = TrainingConfig(rank=2, epochs=5, batch_size=2, learning_rate=2e-2, holdout=0.25)
-    # The newest answer is one that the others teach the model to avoid.
+    config = TrainingConfig(rank=2, epochs=5, batch_size=2, learning_rate=2e-2)
+    # The held-out answer is one that the others teach the model to avoid.
     same, other = Sample((70, 71, 72), (80,)), Sample((70, 71, 72), (90,))
-    contrary = Trainee("contrary", (same,) * 6 + (other,) * 2, 1)
-    steady = Trainee("steady", (same,) * 8, 2)
+    contrary = Trainee("contrary", (same,) * 6, 1, held=(other,) * 2)
+    steady = Trainee("steady", (same,) * 6, 2, held=(same,) * 2)
     people = [contrary, steady] if company else [contrary]
     start = Slab.initial(base.maps, 2, range(len(people)))
     cohort = Cohort(base, 2, config)
