@@ -6,8 +6,8 @@
     outputs    {"task": "LaMP_2", "golds": [{"id": "310", "output": "classic"}, ...]}
 
 Entries are of one user if they carry the same ``user_id`` (as in some releases of the time split)
-or, without it, if their profiles hold the same items: LaMP numbers the items of every question anew,
-so contents tell, not ids.
+or, without it, if their profiles hold the same items. Contents tell which items are the same, not
+ids: LaMP numbers the items of every question anew.
 
 A question comes after the items of its own profile, and nothing says when it was asked otherwise.
 A user's history is therefore the longest of the profiles, and a question stays if its own profile

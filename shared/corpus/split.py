@@ -106,8 +106,8 @@ def split_users(corpus: Corpus, config: CorpusConfig, seed: int) -> Split:
     if same := _same_history(server, device):
         raise MesofedError(
             f"Expected no person's history on both the server's and the devices' side; got that of "
-            f"server user {same[0]!r} for device user {same[1]!r} too, from {corpus.origin}. If the "
-            "two are one person, give all their records one user_id; if not, leave one of them out."
+            f"server user {same[0]!r} for device user {same[1]!r} too, from {corpus.origin}. If "
+            "these are one person, put all of it under one user_id; if not, leave one of them out."
         )
     return Split(
         tuple(_newest(user, config) for user in server),

@@ -261,6 +261,7 @@ def render_page(run: Run, summary: Summary) -> str:
             record=run.record,
             summary=summary,
             headline=wording.headline(summary),
+            clear=wording.CLEAR,
             quality=_charts_of_quality(summary),
             gains=_gain_panels(run, summary),
             users=_user_tables(run, summary),

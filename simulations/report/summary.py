@@ -15,11 +15,11 @@ import numpy as np
 from shared.atomic_file import write_json
 from shared.errors import MesofedError
 from shared.methods import METHODS
-from shared.metrics import PRIMARY, score
+from shared.metrics import PRIMARY, score_pooled, score_user
 from shared.tasks import TASKS, Task
 from simulations.report.read import read_run
 from simulations.report.run import Answer, Run
-from simulations.report.statistics import Estimate, Gain, bootstrap_mean, paired_gain
+from simulations.report.statistics import Estimate, Gain, bootstrap_mean, holm, paired_gain
 
 REFERENCE = "population"
 SHARED_ONLY = ("base", REFERENCE)
@@ -35,15 +35,16 @@ class Row:
     primary : str
         Name of the metric that ranks methods on the task.
     metrics : dict of str to float
-        Mean over users of each per-user metric.
+        Mean over users of each metric that one user can have.
     pooled : dict of str to float
-        Each metric over all queries of all users at once.
+        Each metric over all queries of all users at once; macro-F1 and RMSE are here alone.
     estimate : Estimate
         Of the primary metric, over users.
     nll : float or None
         Mean over users of the mean negative log-likelihood, in nats per gold token.
     gain : Gain or None
-        Primary metric against ``population``; None for ``population`` itself or without it.
+        Primary metric against ``population``, its p-value corrected over all rows of the run; None
+        for ``population`` itself or without it.
     """
 
     method: str
@@ -127,20 +128,18 @@ def task_of(name: str) -> Task:
     return TASKS[name]
 
 
-def _score(task: Task, answers: list[Answer]) -> dict[str, float]:
-    predictions, golds = [a.prediction for a in answers], [a.gold for a in answers]
-    return dict(score(task.kind, predictions, golds, task.labels))
-
-
 def _row(
     method: str, name: str, answers: Mapping[str, list[Answer]]
 ) -> tuple[Row, dict[str, float]]:
     """Score one method on one task; also return the primary metric of each user."""
     task = task_of(name)
     primary, higher_is_better = PRIMARY[task.kind]
-    scores = {user: _score(task, own) for user, own in answers.items()}
+    scores = {
+        user: score_user(task.kind, [a.prediction for a in own], [a.gold for a in own])
+        for user, own in answers.items()
+    }
     everything = [answer for own in answers.values() for answer in own]
-    pooled = _score(task, everything)
+    predictions, golds = [a.prediction for a in everything], [a.gold for a in everything]
     by_user = {user: values[primary] for user, values in scores.items()}
     nlls = [
         float(np.mean([a.nll for a in own if a.nll is not None]))
@@ -154,8 +153,11 @@ def _row(
         queries=len(everything),
         primary=primary,
         higher_is_better=higher_is_better,
-        metrics={m: float(np.mean([s[m] for s in scores.values()])) for m in pooled},
-        pooled=pooled,
+        metrics={
+            metric: float(np.mean([own[metric] for own in scores.values()]))
+            for metric in next(iter(scores.values()))
+        },
+        pooled=score_pooled(task.kind, predictions, golds, task.labels),
         estimate=bootstrap_mean(list(by_user.values())),
         nll=float(np.mean(nlls)) if nlls else None,
         gain=None,
@@ -170,6 +172,16 @@ def _with_gain(row: Row, by_user: Mapping[tuple[str, str], Mapping[str, float]])
         return row
     own = by_user[row.method, row.task]
     return replace(row, gain=paired_gain(own, reference, row.higher_is_better))
+
+
+def _corrected(rows: list[Row]) -> list[Row]:
+    """Correct the p-values of all gains for their number."""
+    compared = [(place, row.gain) for place, row in enumerate(rows) if row.gain is not None]
+    corrected = list(rows)
+    adjusted = holm([gain.p for _, gain in compared])
+    for (place, gain), value in zip(compared, adjusted, strict=True):
+        corrected[place] = replace(rows[place], gain=replace(gain, adjusted_p=value))
+    return corrected
 
 
 def _answers(run: Run, method: str, task: str) -> dict[str, list[Answer]]:
@@ -210,7 +222,7 @@ def summarise_run(run: Run) -> Summary:
             if answers := _answers(run, method, task):
                 row, by_user[method, task] = _row(method, task, answers)
                 rows.append(row)
-    rows = [_with_gain(row, by_user) for row in rows]
+    rows = _corrected([_with_gain(row, by_user) for row in rows])
     traffic = [device for round_ in run.rounds for device in round_.traffic]
     return Summary(
         rows=tuple(rows),
@@ -250,7 +262,9 @@ def _gain_as_data(gain: Gain | None) -> dict[str, Any] | None:
         "low": estimate.low,
         "high": estimate.high,
         "users": estimate.users,
-        "clear": estimate.excludes_zero,
+        "p": gain.p,
+        "p_holm": gain.adjusted_p,
+        "clear": gain.clear,
     }
 
 

@@ -5,6 +5,7 @@ from rich.text import Text
 
 from simulations.report.summary import Row, Summary
 from simulations.report.wording import (
+    CLEAR,
     arrow,
     byte_size,
     decimal,
@@ -25,7 +26,7 @@ def _heading(summary: Summary, task: str) -> str:
 
 def _mark(row: Row) -> str:
     """Return + or - where the paired gain over ``population`` is clear, else nothing."""
-    if row.gain is None or not row.gain.estimate.excludes_zero:
+    if row.gain is None or not row.gain.clear:
         return ""
     return "+" if row.gain.estimate.mean > 0 else "−"
 
@@ -53,7 +54,7 @@ def render_table(summary: Summary) -> Table:
         title=f"Quality on {people} device users",
         title_justify="left",
         caption="mean over users [95 % interval]; bold best; + − clearly better or worse than "
-        "population",
+        f"population\n({CLEAR})",
         caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),

@@ -1,12 +1,13 @@
-"""What the numbers say, in words: never a claim that its interval does not carry."""
+"""What the numbers say, in words: never a claim that its test does not carry."""
 
 from collections.abc import Sequence
 
 from simulations.report.run import Run
-from simulations.report.statistics import MIN_USERS, Estimate
+from simulations.report.statistics import MIN_USERS, SIGNIFICANCE, Estimate, Gain
 from simulations.report.summary import REFERENCE, Row, Summary
 
 MINUS = "\N{MINUS SIGN}"
+CLEAR = f"clear: sign-flip test over users, Holm-corrected, p < {SIGNIFICANCE}"
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -85,12 +86,16 @@ def joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _gain_interval(estimate: Estimate) -> str:
+def _gain_interval(gain: Gain) -> str:
+    estimate = gain.estimate
     if estimate.low is None or estimate.high is None:
         return "one user only, so no interval"
     text = f"gain {signed(estimate.low)} to {signed(estimate.high)}"
     if estimate.users < MIN_USERS:
         return f"{text}; {count_of(estimate.users, 'user')}, too few to tell"
+    if not gain.clear and (estimate.low > 0 or estimate.high < 0):
+        # Without the p-value this would read like a claim withheld.
+        text += f"; sign-flip test, Holm-corrected: p = {gain.adjusted_p:.3f}"
     return text
 
 
@@ -101,10 +106,10 @@ def _change(row: Row) -> str:
     if gain is None:
         return f"reaches {what} {decimal(row.estimate.mean, 2)}, with nothing to compare it to"
     values = f"from {decimal(gain.reference, 2)} to {decimal(gain.method, 2)}"
-    if not gain.estimate.excludes_zero:
-        return f"shows no clear difference in {what}, {values} ({_gain_interval(gain.estimate)})"
+    if not gain.clear:
+        return f"shows no clear difference in {what}, {values} ({_gain_interval(gain)})"
     verb = "worsens" if gain.estimate.mean < 0 else "raises" if row.higher_is_better else "lowers"
-    return f"{verb} {what} {values} ({_gain_interval(gain.estimate)})"
+    return f"{verb} {what} {values} ({_gain_interval(gain)})"
 
 
 def headline(summary: Summary) -> str:
@@ -185,9 +190,9 @@ def next_step(run: Run, summary: Summary) -> str:
     rows = [row for row in summary.rows if row.method == method]
     if any(row.gain is None for row in rows):
         return f"add {REFERENCE} to the methods: every gain is measured against it."
-    if not all(row.gain is not None and row.gain.estimate.excludes_zero for row in rows):
+    if not all(row.gain is not None and row.gain.clear for row in rows):
         return (
-            "narrow the open intervals: more device users (--set corpus.device_users=N), more "
+            "settle the open differences: more device users (--set corpus.device_users=N), more "
             "queries each (--set corpus.max_queries=N), and another seed (--set seed=N)."
         )
     seed = run.record.get("seed")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import protocol
+from shared.config import MAX_ANCHORS, MAX_EXPERTS
 from shared.flower_internals import content_from_bytes, content_to_bytes
 from shared.protocol import (
     INSTALL_RELEASE,
@@ -35,8 +36,8 @@ def shares(size: int) -> st.SearchStrategy[tuple[float, ...]]:
 valid_statistics = st.builds(
     RouterStatistics,
     st.integers(1, protocol.MAX_RELEASE),
-    st.integers(1, 40).flatmap(shares),
-    st.integers(1, 40).flatmap(shares),
+    st.integers(1, MAX_EXPERTS).flatmap(shares),
+    st.integers(1, MAX_ANCHORS).flatmap(shares),
     st.floats(-1, 1),
     st.floats(0, 1),
 )
@@ -198,7 +199,8 @@ def test_the_largest_remainder_gets_the_odd_unit() -> None:
         {"expert-weights": [math.inf, 1.0]},
         {"expert-weights": [1, 0]},
         {"expert-weights": 1.0},
-        {"anchor-weights": [0.0] * 4097 + [1.0]},
+        {"anchor-weights": [0.0] * MAX_ANCHORS + [1.0]},
+        {"expert-weights": [0.0] * MAX_EXPERTS + [1.0]},
         {"best-similarity": 1.01},
         {"best-similarity": math.nan},
         {"best-similarity": 1},

@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from shared.base_model import BaseModel, load_base
-from shared.config import BaseConfig
+from shared.config import MAX_ANCHORS, MAX_DIMENSIONS, MAX_EXPERTS, BaseConfig
 from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
 from shared.lora.lora import Factors, Lora
@@ -69,8 +70,8 @@ def release(base: BaseModel) -> Release:
         experts=(lora(2), lora(2)),
         router=Router(normal(5, 2), normal(2)),
         bank=tuple(lora(1) for _ in range(11)),  # two digits: indices must not sort as text
-        anchors=normal(11, 5),
-        space=EmbeddingSpace(normal(base.width), normal(base.width, 5)),
+        anchors=torch.nn.functional.normalize(normal(11, 5), dim=1),
+        space=EmbeddingSpace(normal(base.width), torch.linalg.qr(normal(base.width, 5))[0]),
         top_k=2,
         temperature=0.25,
     )
@@ -257,6 +258,9 @@ def test_an_incomplete_manifest_is_refused(base: BaseModel, files: Files, key: s
         {"anchors": 10},
         {"anchors": 0},
         {"dimensions": 4},
+        {"dimensions": MAX_DIMENSIONS + 1},
+        {"experts": MAX_EXPERTS + 1},
+        {"anchors": MAX_ANCHORS + 1},
         {"dimensions": -5},
         {"top_k": 0},
         {"temperature": 0.0},
@@ -295,6 +299,24 @@ MAP = "model.layers.0.self_attn.q_proj"
 
 def put(key: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], object]:
     return lambda tensors: tensors.update({key: change(tensors[key])})
+
+
+def test_a_server_cannot_put_a_person_under_a_lens(base: BaseModel, release: Release) -> None:
+    space, anchors = release.space, release.anchors
+    one_axis = torch.zeros_like(space.basis)
+    one_axis[0] = 1.0
+    for changed in (
+        replace(release, space=EmbeddingSpace(space.mean, 100 * space.basis)),
+        replace(release, space=EmbeddingSpace(space.mean, one_axis)),
+    ):
+        with pytest.raises(MesofedError, match="orthonormal axes"):
+            unpack_release(pack_release(changed), base)
+    with pytest.raises(MesofedError, match="unit vectors"):
+        unpack_release(pack_release(replace(release, anchors=3 * anchors)), base)
+    # As many experts and axes as numbers in a hidden state would give all of it away.
+    width = base.width
+    with pytest.raises(ValidationError, match="dimensions"):
+        pack_release(replace(release, space=EmbeddingSpace(torch.zeros(width), torch.eye(width))))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +381,12 @@ def test_huge_values_are_refused_in_every_tensor(
 def test_the_largest_values_are_taken_and_overflow_nothing(base: BaseModel, files: Files) -> None:
     """All numbers at the bound, with the signs under which sums grow most."""
     for name in FILES:
-        largest = {key: torch.full_like(tensor, 1e4) for key, tensor in load(files[name]).items()}
+        # The basis and the anchors keep their length, by which they are checked.
+        largest = {
+            key: torch.full_like(tensor, 1e4)
+            for key, tensor in load(files[name]).items()
+            if key not in ("space.basis", "anchors")
+        }
         files = edited(files, name, lambda tensors, largest=largest: tensors.update(largest))
     release = unpack_release(files, base)
     for embedding in (torch.full((base.width,), -1e4), torch.zeros(base.width)):

@@ -12,12 +12,14 @@ from shared.corpus.user import ProfileItem, Query
 from shared.samples import (
     CUE_TOKENS,
     Sample,
+    answer_room,
     collate,
     encode,
     encode_prompt,
     history_samples,
     query_samples,
 )
+from shared.tasks import TASKS
 from shared.training import answer_losses, mean_per_user
 
 CPU = torch.device("cpu")
@@ -52,39 +54,48 @@ def test_history_and_queries_become_samples_through_their_task(base: BaseModel) 
 @settings(deadline=None)
 @given(
     limit=st.integers(16, 80),
+    room=st.none() | st.integers(2, 80),
     prompt=st.text("abc\n:", min_size=1, max_size=120),
     answer=st.text("xyz", max_size=120),
 )
-@example(limit=16, prompt="a" * 30, answer="x" * 30)  # less room than the cue takes
+@example(limit=16, room=None, prompt="a" * 30, answer="x" * 30)  # less room than the cue takes
 def test_cutting_keeps_to_the_limit_and_keeps_the_cue(
-    base: BaseModel, limit: int, prompt: str, answer: str
+    base: BaseModel, limit: int, room: int | None, prompt: str, answer: str
 ) -> None:
-    sample = encode(replace(base, max_tokens=limit), prompt, answer)
-    assert len(sample) <= limit
+    base = replace(base, max_tokens=limit)
+    sample = encode(base, prompt, answer, room)
+    kept = min(room or limit, limit // 2)
     assert sample.answer[-1] == END
-    came, answered = text(sample.prompt), text(sample.answer[:-1])
-    if len(answered) < limit // 2:
-        assert answered == f" {answer}"
-    else:
-        assert f" {answer}".startswith(answered)
-        assert len(answered) == limit // 2
-    if len(prompt) + len(sample.answer) <= limit:
-        assert came == prompt
-    else:
-        assert len(sample) == limit  # no token is given away
-        cue = min(CUE_TOKENS, len(came))
-        assert came.endswith(prompt[-cue:])
-        assert prompt.startswith(came[: len(came) - cue])
+    assert text(sample.answer[:-1]) == f" {answer}"[: kept - 1]
+    came = text(sample.prompt)
+    assert len(came) == min(len(prompt), limit - kept)
+    cue = min(CUE_TOKENS, len(came))
+    assert came.endswith(prompt[-cue:])
+    assert prompt.startswith(came[: len(came) - cue])
+    # Whatever the answer, the question is the same, and the same when nobody knows the answer.
+    assert sample.prompt == encode(base, prompt, "", room).prompt
+    assert sample.prompt == encode_prompt(base, prompt, room)
 
 
-@settings(deadline=None)
-@given(limit=st.integers(16, 80), prompt=st.text("abc", min_size=1, max_size=120))
-def test_a_prompt_alone_leaves_half_of_the_room_to_the_answer(
-    base: BaseModel, limit: int, prompt: str
-) -> None:
-    came = text(encode_prompt(replace(base, max_tokens=limit), prompt))
-    assert len(came) == min(len(prompt), limit - limit // 2)
-    assert came.endswith(prompt[-CUE_TOKENS:])
+def test_room_for_an_answer_is_that_of_its_task(base: BaseModel) -> None:
+    rating, tweet = TASKS["rating"], TASKS["tweet_paraphrase"]
+    assert answer_room(base, rating, rating.labels) == len(" 5") + 1  # a token a byte, and the end
+    long = replace(base, max_tokens=400)
+    assert answer_room(long, tweet, None) == tweet.answer_tokens
+    assert answer_room(replace(base, max_tokens=40), tweet, None) == 20
+    tags = TASKS["tagging"]
+    assert answer_room(long, tags, tags.labels) == len(" triumph") + 1
+
+
+def test_a_long_question_is_asked_as_it_is_trained_on(base: BaseModel) -> None:
+    text_of_many_tokens = "so it goes " * 30
+    query = Query("q", "tagging", text_of_many_tokens, "gear")
+    (sample,) = query_samples(base, [query])
+    (history,) = history_samples(base, [ProfileItem("i", "tagging", text_of_many_tokens, "gear")])
+    room = answer_room(base, TASKS["tagging"], TASKS["tagging"].labels)
+    assert sample == history
+    assert len(sample.prompt) == base.max_tokens - room
+    assert sample.prompt == encode_prompt(base, TASKS["tagging"].query_prompt(query), room)
 
 
 def test_collation_lays_answers_where_they_are_predicted() -> None:
@@ -130,7 +141,11 @@ def test_padding_does_not_change_losses(
             for sample in group
         ]
         torch.testing.assert_close(losses, torch.cat(alone), rtol=1e-4, atol=1e-4)
-        means = [answer_losses(base, collate([g], PAD, CPU)).mean() for g in groups]
+        own = [
+            [answer_losses(base, collate([[sample]], PAD, CPU)).mean() for sample in group]
+            for group in groups
+        ]
+        means = [torch.stack(losses).mean() for losses in own]
         torch.testing.assert_close(
             mean_per_user(losses, batch), torch.stack(means), rtol=1e-4, atol=1e-4
         )

@@ -2,10 +2,14 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.config import CorpusConfig
 from shared.corpus.lamp import outputs_beside
@@ -51,22 +55,118 @@ def test_questions_and_outputs_are_joined_by_id(tmp_path: Path, packed: bool) ->
     assert corpus.users[1].queries[0].gold == "romance"
 
 
+def film(name: str, tag: str = "comedy", key: str = "") -> dict[str, str]:
+    return {"id": key or name, "tag": tag, "description": f"{name}."}
+
+
+def told(corpus: Corpus, user: int = 0) -> tuple[list[str], list[str]]:
+    """Return the texts of a user's items and the ids of the queries."""
+    history, queries = corpus.users[user].history, corpus.users[user].queries
+    return [item.text for item in history], [query.query_id for query in queries]
+
+
 def test_entries_of_one_user_come_together(tmp_path: Path) -> None:
-    first = {"id": "a", "tag": "comedy", "description": "A."}
-    second = {"id": "b", "tag": "classic", "description": "B."}
-    # The later profile holds the earlier question with its answer, which must not be learnt.
-    told = {"id": "c", "tag": "classic", "description": "Film 1."}
+    profile = [film("A"), film("B")]
     entries = [
-        question("1", user_id="u", profile=[first]),
-        question("2", user_id="u", profile=[first, told, second]),
+        question("1", user_id="u", profile=profile),
         question("3", user_id=7),
+        # The same items under the numbers of another question.
+        question("2", user_id="u", profile=[film("A", key="20"), film("B", key="21")]),
     ]
     corpus = load(write(tmp_path, entries))
     assert [user.user_id for user in corpus.users] == ["u", "7"]
-    assert [item.item_id for item in corpus.users[0].history] == ["a", "b"]
+    assert told(corpus) == (["A.", "B."], ["1", "2"])
+    assert corpus.skipped == ()
+
+
+def test_of_a_profile_that_grew_only_the_newest_question_stays(tmp_path: Path) -> None:
+    # The later profile holds the earlier question with its answer: an item like any other, as the
+    # earlier question is left out.
+    answered = {"id": "c", "tag": "classic", "description": "Film 1."}
+    entries = [
+        question("1", user_id="u", profile=[film("B")]),
+        question("2", user_id="u", profile=[film("A"), answered, film("B")]),
+    ]
+    corpus = load(write(tmp_path, entries))
+    assert told(corpus) == (["A.", "Film 1.", "B."], ["2"])
+    (skip,) = corpus.skipped
+    assert skip.where.endswith("entry 0")
+    assert "may be older" in skip.reason
+
+
+def test_profiles_that_lack_only_their_own_question_keep_every_question(tmp_path: Path) -> None:
+    answers = {key: {"id": key, "tag": "classic", "description": f"Film {key}."} for key in "12"}
+    entries = [
+        question("1", user_id="u", profile=[film("A"), answers["2"], film("B")]),
+        question("2", user_id="u", profile=[answers["1"], film("A"), film("B")]),
+    ]
+    corpus = load(write(tmp_path, entries))
+    assert told(corpus) == (["A.", "B."], ["1", "2"])
+    assert {skip.reason for skip in corpus.skipped} == {"an item that is a query's answer"}
+    assert len(corpus.skipped) == 2
+
+
+def test_items_outside_the_longest_profile_are_counted(tmp_path: Path) -> None:
+    entries = [
+        question("1", user_id="u", profile=[film("C"), film("A")]),
+        question("2", user_id="u", profile=[film("C"), film("B")]),
+    ]
+    corpus = load(write(tmp_path, entries))
+    assert told(corpus) == (["C.", "B."], ["2"])
+    assert [skip.reason for skip in corpus.skipped] == [
+        "a query that may be older than items of the history",
+        "an item outside the longest profile",
+    ]
+    assert corpus.skipped[1].where.endswith("item A")
+
+
+@settings(deadline=None)
+@given(
+    # What a person did in order of time: saw films or answered questions, which are films too.
+    life=st.lists(st.booleans(), min_size=1, max_size=8).map(lambda more: [False, *more, True]),
+    mix=st.randoms(),
+    answers_are_items=st.booleans(),
+)
+def test_no_item_is_younger_than_a_query(
+    life: list[bool], mix: random.Random, answers_are_items: bool
+) -> None:
+    films = [
+        {"id": str(time), "tag": "classic", "description": f"Film {time}."}
+        for time in range(len(life))
+    ]
+    entries = [
+        question(
+            str(time),
+            user_id="u",
+            profile=[films[t] for t in range(time) if answers_are_items or not life[t]],
+        )
+        for time, asked in enumerate(life)
+        if asked
+    ]
+    mix.shuffle(entries)
+    with TemporaryDirectory() as folder:
+        (user,) = load(write(Path(folder), entries)).users
+    items = [int(item.item_id) for item in user.history]
+    queries = [int(query.query_id) for query in user.queries]
+    assert max(items) < min(queries)
+    assert items == sorted(items)
+    # The last question is always among them, and with it everything that was done before.
+    assert len(life) - 1 in queries
+    if answers_are_items:
+        assert items == [time for time in range(len(life) - 1) if time not in queries]
+
+
+def test_equal_profiles_without_user_id_are_one_user(tmp_path: Path) -> None:
+    entries = [
+        question("1", profile=[film("A"), film("B")]),
+        question("2", profile=[film("B", key="20"), film("A", key="21")]),
+        question("3", profile=[film("A"), film("B", tag="action")]),
+        question("4", profile=[film("A")]),
+    ]
+    corpus = load(write(tmp_path, entries))
+    assert [user.user_id for user in corpus.users] == ["1", "3", "4"]
     assert [query.query_id for query in corpus.users[0].queries] == ["1", "2"]
-    assert len(corpus.skipped) == 1
-    assert "item c" in corpus.skipped[0].where
+    assert corpus.skipped == ()
 
 
 def test_outputs_are_found_beside_or_given(tmp_path: Path) -> None:
@@ -98,18 +198,6 @@ BAD = {
     "other words": ([question("1", input="Tag?")], None, "entry 0.input: expected the wording"),
     "entry that is no object": ([question("1"), 5], [{"id": "1", "output": "classic"}], "entry 1"),
     "gold that is no object": ([question("1")], [{"id": "1", "output": "classic"}, 5], "golds[1]"),
-    "two stories of one item": (
-        [
-            question("1", user_id="u"),
-            question(
-                "2",
-                user_id="u",
-                profile=[{"id": "1-p", "tag": "action", "description": "Another."}],
-            ),
-        ],
-        None,
-        "entry 1 profile: expected item 1-p as in",
-    ),
 }
 
 

@@ -1,11 +1,13 @@
 """Server corpus and device users never overlap."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import CorpusConfig
-from shared.corpus.load import Corpus
+from shared.corpus.load import Corpus, load_corpus
 from shared.corpus.split import split_users
 from shared.corpus.user import ProfileItem, Query, User
 from shared.errors import MesofedError
@@ -14,7 +16,7 @@ from shared.errors import MesofedError
 def person(user_id: str, items: int = 1, queries: int = 1) -> User:
     return User(
         user_id,
-        tuple(ProfileItem(f"i{n}", "writing", "", f"t{n}") for n in range(items)),
+        tuple(ProfileItem(f"i{n}", "writing", "", f"{user_id} t{n}") for n in range(items)),
         tuple(Query(f"q{n}", "writing", f"x{n}", "g") for n in range(queries)),
     )
 
@@ -88,6 +90,60 @@ def test_the_newest_items_and_queries_are_used() -> None:
 def test_too_few_users_are_refused() -> None:
     with pytest.raises(MesofedError, match="at least 3 users"):
         split_users(corpus(["a", "b"]), CorpusConfig(source="jsonl"), 0)
+
+
+def with_history(user_id: str, *scores: tuple[str, str]) -> User:
+    items = (ProfileItem(f"{user_id}{n}", "rating", *score) for n, score in enumerate(scores))
+    return replace(person(user_id), history=tuple(items))
+
+
+ALIEN, BRAZIL, CLUE, DUNE = ("Alien", "5"), ("Brazil", "3"), ("Clue", "4"), ("Dune", "2")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((ALIEN, BRAZIL, CLUE), (ALIEN, BRAZIL, CLUE), True),
+        ((ALIEN, BRAZIL, CLUE), (CLUE, ALIEN, BRAZIL), True),
+        ((ALIEN,), (ALIEN,), True),
+        ((ALIEN, BRAZIL, CLUE), (ALIEN, BRAZIL, CLUE, DUNE), True),  # the same person, later
+        ((ALIEN, BRAZIL), (ALIEN, BRAZIL, CLUE), False),
+        ((ALIEN, BRAZIL, CLUE, DUNE), (DUNE, ALIEN, BRAZIL, CLUE, ("Eraserhead", "1")), False),
+        ((ALIEN, BRAZIL, CLUE), (ALIEN, BRAZIL, ("Clue", "1")), False),
+        ((ALIEN, BRAZIL, CLUE), (ALIEN, ALIEN, BRAZIL, CLUE), False),
+        ((ALIEN,), (ALIEN, BRAZIL, CLUE, DUNE), False),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_history_on_both_sides_is_refused(
+    one: tuple[tuple[str, str], ...],
+    other: tuple[tuple[str, str], ...],
+    same: bool,
+    turned: bool,
+) -> None:
+    pair = [with_history("left", *one), with_history("right", *other)]
+    # Synthetic users are taken as they come: the first two go to the server.
+    users = (person("a"), *(reversed(pair) if turned else pair), person("b"))
+    config = CorpusConfig(server_users=2, device_users=2, max_history=1)
+    if same:
+        with pytest.raises(MesofedError, match=r"history on both.*'(left|right)'.*'(left|right)'"):
+            split_users(Corpus(users, (), "a test"), config, 0)
+    else:
+        assert len(split_users(Corpus(users, (), "a test"), config, 0).device) == 2
+
+
+def test_one_history_twice_on_one_side_is_no_leak() -> None:
+    twins = (with_history("left", ALIEN, BRAZIL, CLUE), with_history("right", ALIEN, BRAZIL, CLUE))
+    config = CorpusConfig(server_users=2, device_users=2)
+    users = Corpus((*twins, person("a"), person("b")), (), "a test")
+    assert split_users(users, config, 0).server == twins
+
+
+def test_synthetic_people_have_histories_of_their_own() -> None:
+    config = CorpusConfig(server_users=32, device_users=64)
+    for seed in range(5):
+        split = split_users(load_corpus(config, seed), config, seed)
+        assert (len(split.server), len(split.device)) == (32, 64)
 
 
 def test_one_id_twice_is_refused_when_it_falls_on_both_sides() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from simulations.report.page import write_report
+from simulations.report.summary import write_summary
 
 Writer = Callable[..., Path]
 SMALL: dict[str, Any] = {"tasks": ("tagging",), "devices": 3, "methods": ("population", "meso")}
@@ -75,6 +76,20 @@ def _page(folder: Path) -> Page:
     path = write_report(folder)
     assert path == folder / "report.html"
     return Page(path.read_text(encoding="utf-8"))
+
+
+def test_what_is_marked_is_said(fake_run: Writer) -> None:
+    folder = fake_run()
+    page = _page(folder)
+    assert "clear: sign-flip test over users, Holm-corrected, p < 0.05" in page.text
+    marks = [
+        cell for row in page.tables["results-table"] for cell in row if cell[1:2] in ("▲", "▼")
+    ]
+    gains = [row["gain"] for row in json.loads(write_summary(folder).read_text())["table"]]
+    gains = [gain for gain in gains if gain is not None]
+    assert len(marks) == sum(gain["clear"] for gain in gains) > 0
+    # Intervals alone would mark more.
+    assert len(marks) < sum(gain["low"] > 0 or gain["high"] < 0 for gain in gains)
 
 
 def test_nothing_comes_from_outside(fake_run: Writer) -> None:

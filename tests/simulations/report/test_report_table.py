@@ -64,6 +64,14 @@ def test_clear_gains_carry_a_sign(fake_run: Writer) -> None:
     assert any(cell.endswith("−") for cell in oppu.split())
 
 
+@pytest.mark.parametrize("tasks", [("tagging", "rating", "headline"), MANY], ids=len)
+def test_the_caption_says_what_is_marked(fake_run: Writer, tasks: tuple[str, ...]) -> None:
+    lines = _plain(fake_run(tasks=tasks, devices=6))
+    caption = " ".join(" ".join(lines).split())
+    assert "+ − clearly better or worse than population" in caption
+    assert "clear: sign-flip test over users, Holm-corrected, p < 0.05" in caption
+
+
 def test_markdown_has_every_number_and_equal_columns(fake_run: Writer) -> None:
     folder = fake_run()
     summary = summarise(folder)

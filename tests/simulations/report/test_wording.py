@@ -1,4 +1,4 @@
-"""Sentences claim what the intervals carry, and no more."""
+"""Sentences claim what the tests carry, and no more."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,15 +36,29 @@ def test_a_clear_gain_is_told_with_its_interval(fake_run: Writer) -> None:
     assert text.endswith("with 115 kB kept private per user.")
 
 
-def test_an_interval_with_zero_is_no_claim(fake_run: Writer) -> None:
+def test_what_is_not_clear_is_no_claim(fake_run: Writer) -> None:
     summary = summarise(fake_run(skill={"population": 0.5, "meso": 0.5}))
     for row in summary.rows:
         if row.method == "meso":
             assert row.gain is not None
-            assert not row.gain.estimate.excludes_zero
+            assert not row.gain.clear
     text = headline(summary)
     assert text.count("no clear difference") == 3
     assert not any(verb in text for verb in ("raises", "lowers", "worsens"))
+
+
+def test_an_interval_without_zero_that_is_not_clear_is_explained(fake_run: Writer) -> None:
+    # Six users: even if all of them gain, 2 / 64 does not survive the correction for 15 rows.
+    summary = summarise(fake_run(devices=6, skill={"population": 0.0, "meso": 1.0}))
+    row = summary.row("meso", "headline")
+    assert row is not None
+    assert row.gain is not None
+    assert row.gain.p == 2 / 64
+    assert row.gain.estimate.low is not None
+    assert row.gain.estimate.low > 0
+    text = headline(summary)
+    assert "raises" not in text
+    assert f"sign-flip test, Holm-corrected: p = {row.gain.adjusted_p:.3f}" in text
 
 
 def test_a_loss_is_told_too(fake_run: Writer) -> None:
