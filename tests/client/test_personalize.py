@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.personalize import Personalised, Routing, compose, parts_of, personalise, route
+from client.personalize import (
+    Personalised,
+    Routing,
+    _trainee,
+    compose,
+    parts_of,
+    personalise,
+    route,
+)
 from shared.base_model import BaseModel
 from shared.config import PrivateConfig
 from shared.embedding import EmbeddingSpace
@@ -17,7 +25,7 @@ from shared.lora.lora import Factors, Lora
 from shared.methods import METHODS
 from shared.release import Release
 from shared.routing import Retrieval, Router
-from shared.samples import encode
+from shared.samples import Sample, encode
 
 # What each method declares, written down once more: parts with weights (experts 0.7 and 0.3,
 # anchors 2 and 0 at 0.6 and 0.4, a quarter of it beside experts), tuned parts, private rank.
@@ -156,6 +164,29 @@ def test_the_device_trains_what_the_method_leaves_to_it(
         torch.testing.assert_close(came, expected, atol=2e-4, rtol=1e-4)
         plain = with_delta(base, [], ids)
         assert float((expected - plain).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("items", "share", "held"),
+    [(10, 0.3, 3), (10, 0.0, 0), (10, 0.01, 1), (3, 0.1, 1), (3, 0.5, 2), (2, 0.5, 0), (1, 0.5, 0)],
+)
+def test_the_newest_history_is_held_out_and_something_is_left_to_learn_from(
+    base: BaseModel, items: int, share: float, held: int
+) -> None:
+    history = tuple(encode(base, f"post {i}:", str(i)) for i in range(items))
+    trainee = _trainee("oppu", history, share, 5)
+    assert (trainee.name, trainee.seed) == ("oppu", 5)
+    assert trainee.samples + trainee.held == history
+    assert len(trainee.held) == held
+    assert trainee.samples
+
+
+def test_a_method_may_stop_early_by_held_out_history(base: BaseModel, release: Release) -> None:
+    same, other = Sample((70, 71, 72), (80,)), Sample((70, 71, 72), (90,))
+    config = CONFIG.model_copy(update={"epochs": 6, "learning_rate": 3e-2, "holdout": 0.3})
+    contrary = (same,) * 4 + (other,) * 2
+    trained = personalise(base, release, METHODS["oppu"], ROUTING, contrary, config, seed=3)
+    assert 0 < len(trained.curve) < 6 * 2
 
 
 def test_private_training_starts_from_the_shared_parts(base: BaseModel, release: Release) -> None:
