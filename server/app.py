@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     # The corpus and the trainer bring the deep-learning stack; a ServerApp must load without.
     from server.training import train_release
     from shared.corpus.load import load_corpus
-    from shared.corpus.split import split_users
+    from shared.corpus.split import server_users, split_users
 
     settings = resolve_run(context)
     config, run_dir = settings.config, settings.run_dir
@@ -54,10 +54,15 @@ def main(grid: Grid, context: Context) -> None:
     unfinished = [k for k in range(1, config.rounds.count + 1) if not _finished(run_dir, k)]
     if not unfinished:
         return
-    people = split_users(load_corpus(config.corpus, config.seed), config.corpus, config.seed)
+    corpus = load_corpus(config.corpus, config.seed)
+    if config.rounds.devices:
+        users, devices = server_users(corpus, config.corpus, config.seed), config.rounds.devices
+    else:
+        people = split_users(corpus, config.corpus, config.seed)
+        users, devices = people.server, len(people.device)
     for release in unfinished:
-        folder = compute(partial(train_release, config, run_dir, release, people.server))
-        statistics = run_round(grid, config, folder, release, len(people.device))
+        folder = compute(partial(train_release, config, run_dir, release, users))
+        statistics = run_round(grid, config, folder, release, devices)
         write_json(_statistics_file(run_dir, release), statistics)
 
 

@@ -60,12 +60,18 @@ def prepare(config: RunConfig, run_dir: Path, command: list[str]) -> None:
     Raises
     ------
     MesofedError
-        If the folder holds another run, or the corpus or the base model cannot be used.
+        If the folder holds another run, the settings are for a deployment, or the corpus or the
+        base model cannot be used.
     """
     if (run_dir / "config.toml").exists():
         raise MesofedError(
             f"{run_dir} holds a run already. Continue it with `mesofed simulate --resume "
             f"{run_dir}`, or name another folder with --out."
+        )
+    if config.rounds.devices:
+        raise MesofedError(
+            f"Expected rounds.devices=0 in a simulation, whose devices come from the corpus; got "
+            f"{config.rounds.devices}. Set corpus.device_users instead."
         )
     corpus = load_corpus(config.corpus, config.seed)
     people = split_users(corpus, config.corpus, config.seed)

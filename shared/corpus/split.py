@@ -92,9 +92,7 @@ def split_users(corpus: Corpus, config: CorpusConfig, seed: int) -> Split:
             f"Expected at least {MIN_SERVER_USERS + 1} users to divide between server and devices; "
             f"got {len(corpus.users)} from {corpus.origin}. Choose a larger corpus."
         )
-    users = corpus.users
-    if config.source != "synthetic":
-        users = tuple(sorted(users, key=lambda user: _rank(seed, user.user_id)))
+    users = _in_order(corpus, config, seed)
     server_size, device_size = _sizes(len(users), config)
     server, device = users[:server_size], users[server_size : server_size + device_size]
     both = {user.user_id for user in server} & {user.user_id for user in device}
@@ -113,3 +111,18 @@ def split_users(corpus: Corpus, config: CorpusConfig, seed: int) -> Split:
         tuple(_newest(user, config) for user in server),
         tuple(_newest(user, config) for user in device),
     )
+
+
+def server_users(corpus: Corpus, config: CorpusConfig, seed: int) -> tuple[User, ...]:
+    """Return the people of a corpus that is the server's alone, as in a deployment.
+
+    At most ``corpus.server_users``, in the order of :func:`split_users`, cut to the newest data.
+    """
+    chosen = _in_order(corpus, config, seed)[: config.server_users]
+    return tuple(_newest(user, config) for user in chosen)
+
+
+def _in_order(corpus: Corpus, config: CorpusConfig, seed: int) -> tuple[User, ...]:
+    if config.source == "synthetic":
+        return corpus.users
+    return tuple(sorted(corpus.users, key=lambda user: _rank(seed, user.user_id)))

@@ -99,6 +99,26 @@ def test_every_round_trains_broadcasts_gathers_and_is_written(
         assert record["mean"] == {"expert_weights": [0.25, 0.75], "anchor_weights": [1.0]}
 
 
+def test_in_a_deployment_the_whole_corpus_is_the_server_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path / "run", devices=DEVICES)
+    seen: list[set[str]] = []
+
+    def train_release(config: RunConfig, run_dir: Path, version: int, users: Any) -> Path:
+        seen.append({user.user_id for user in users})
+        return federation.train_release(config, run_dir, version, users)
+
+    monkeypatch.setattr(server.training, "train_release", train_release)
+    config = load_config(tmp_path / "run" / "config.toml")
+    whole = config.corpus.model_copy(update={"server_users": 6, "device_users": 1})
+    settings = dump_config(config.model_copy(update={"corpus": whole}))
+    (tmp_path / "run" / "config.toml").write_text(settings, encoding="utf-8")
+    run_local(server_app, federation.client_app(), tmp_path / "run", DEVICES)
+    assert federation.statistics(1)["asked"] == DEVICES  # not the one that the corpus would have
+    assert len(seen[0]) == 6
+
+
 def test_a_finished_round_is_skipped_and_a_lost_one_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

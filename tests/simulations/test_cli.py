@@ -30,6 +30,7 @@ def no_traceback(outcome: Any) -> bool:
         ("seed", "Expected --set section.field=value; got 'seed'"),
         ("seed.x.y=1", "seed"),
         ("corpus.source=jsonl", "needs corpus.path=FILE"),
+        ("rounds.devices=3", "Expected rounds.devices=0 in a simulation"),
     ],
 )
 def test_a_wrong_setting_is_named(assignment: str, said: str, mesofed: Any, tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_resuming_a_finished_run_trains_nothing_and_prints_its_table(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(server.training, "train_population", refuse)
-    monkeypatch.setattr(client.device, "personalise", refuse)
+    monkeypatch.setattr(client.device, "begin_personalising", refuse)
     run = tmp_path / "run"
     shutil.copytree(federation.run_dir, run)
     done = mesofed("simulate", "--resume", run)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shared.config import CorpusConfig
 from shared.corpus.load import Corpus, load_corpus
-from shared.corpus.split import split_users
+from shared.corpus.split import server_users, split_users
 from shared.corpus.user import ProfileItem, Query, User
 from shared.errors import MesofedError
 
@@ -150,3 +150,15 @@ def test_one_id_twice_is_refused_when_it_falls_on_both_sides() -> None:
     users = corpus(["a", "b", "c", "a"])
     with pytest.raises(MesofedError, match="both"):
         split_users(users, CorpusConfig(server_users=2, device_users=2), 0)
+
+
+def test_a_corpus_of_the_server_alone_goes_to_it_newest_first_and_cut() -> None:
+    config = CorpusConfig(source="jsonl", server_users=5, max_history=2, max_queries=1)
+    people = Corpus(tuple(person(f"user {n}", items=4, queries=3) for n in range(8)), (), "a test")
+    chosen = server_users(people, config, 3)
+    assert len(chosen) == 5
+    assert [i.item_id for i in chosen[0].history] == ["i2", "i3"]
+    assert [q.query_id for q in chosen[0].queries] == ["q2"]
+    everyone = server_users(people, config.model_copy(update={"server_users": 99}), 3)
+    assert {user.user_id for user in everyone} == {f"user {n}" for n in range(8)}
+    assert everyone[:5] == chosen
