@@ -4,6 +4,7 @@ All functions take one group of texts a person, in the order of the people in ``
 answer for all of them in one batch.
 """
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -93,6 +94,9 @@ def generate(
         for row, context in enumerate(group):
             ids[user, row, length - len(context) :] = torch.tensor(context)
             mask[user, row, length - len(context) :] = 1
+    # The head is needed at the last position alone; over a whole batch it takes gigabytes.
+    known = inspect.signature(base.model.forward).parameters
+    last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
     with base.stack.using(parts):
         out: Tensor = base.model.generate(  # type: ignore[operator]
             input_ids=ids.flatten(0, 1).to(base.device),
@@ -101,6 +105,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             pad_token_id=base.pad_token,
             eos_token_id=base.tokenizer.eos_token_id,
+            **last,
         )
     texts = base.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
     return [

@@ -164,6 +164,8 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
         model.set_attn_implementation("eager")
     stack = AdapterStack.attach(model, maps)
     model.requires_grad_(False).eval()
+    # The head takes a slice of a batch for a batch of matrices, and copies itself for each row.
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     # Greedy means greedy: some models bring penalties that label choice and losses do not know.
     model.generation_config = GenerationConfig()
     base = BaseModel(
@@ -184,6 +186,10 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
     )
     _check_logits(base)
     return base
+
+
+def _contiguous(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(argument.contiguous() for argument in arguments)
 
 
 def _cut(model: PreTrainedModel, top_layers: int) -> int:
