@@ -45,6 +45,11 @@ def next_logits(base: BaseModel, parts: Parts, ids: list[int]) -> Tensor:
         return base.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float()
 
 
+def asked(base: BaseModel, prompt: str, labels: list[str]) -> list[int]:
+    """Return a prompt that leaves room for the longest label and its end."""
+    return list(encode_prompt(base, prompt, 1 + max(len(f" {label}") for label in labels)))
+
+
 def brute_force(base: BaseModel, parts: Parts, prompt: str, labels: list[str]) -> str:
     """Greedy decoding where only tokens are allowed that go on to some label."""
     end = base.tokenizer.eos_token_id
@@ -52,7 +57,7 @@ def brute_force(base: BaseModel, parts: Parts, prompt: str, labels: list[str]) -
         (*base.tokenizer.encode(f" {label}", add_special_tokens=False), end): label
         for label in labels
     }
-    context, chosen = list(encode_prompt(base, prompt)), ()
+    context, chosen = asked(base, prompt, labels), ()
     while chosen not in spelled:
         allowed = {s[len(chosen)] for s in spelled if s[: len(chosen)] == chosen}
         logits = next_logits(base, parts, context + list(chosen))
@@ -89,7 +94,7 @@ def test_labels_that_differ_in_their_first_letter_are_told_by_one_argmax(
     expected = []
     for prompt in PROMPTS:
         # Bytes: all labels begin with the space, then with different letters.
-        logits = next_logits(base, parts, [*encode_prompt(base, prompt), ord(" ")])
+        logits = next_logits(base, parts, [*asked(base, prompt, labels), ord(" ")])
         expected.append(max(labels, key=lambda label: logits[ord(label[0])].item()))
     assert choose_labels(base, parts, [PROMPTS], labels) == [expected]
     assert len(set(expected)) > 1
@@ -102,7 +107,7 @@ def test_a_batch_answers_as_each_prompt_alone(base: BaseModel, parts: Parts) -> 
 
 
 def greedy(base: BaseModel, parts: Parts, prompt: str, tokens: int) -> list[int]:
-    ids = list(encode_prompt(base, prompt))
+    ids = list(encode_prompt(base, prompt, tokens))
     start = len(ids)
     while len(ids) - start < tokens:
         ids.append(int(next_logits(base, parts, ids).argmax()))
@@ -156,7 +161,7 @@ def test_generation_reads_a_prompt_once_and_then_one_token_a_pass(
     ending = ending_early(base, [greedy(base, parts, prompt, 12) for prompt in PROMPTS])
     for prompts in (PROMPTS, *([prompt] for prompt in PROMPTS)):
         steps = max(len(greedy(ending, parts, prompt, 12)) for prompt in prompts)
-        longest = max(len(encode_prompt(base, prompt)) for prompt in prompts)
+        longest = max(len(encode_prompt(base, prompt, 12)) for prompt in prompts)
         passes.clear()
         generate(ending, parts, [prompts], 12)
         # The last token is only ever written.
@@ -178,7 +183,7 @@ def test_labels_take_a_pass_only_where_they_part(
     # First which letter, for all; then, for those that are at d, drama or dream; then the end.
     labels = ["drama", "dream", "dreams", "gear"]
     letters = [
-        max("dg", key=lambda x: next_logits(base, parts, [*encode_prompt(base, p), 32])[ord(x)])
+        max("dg", key=lambda x: next_logits(base, parts, [*asked(base, p, labels), 32])[ord(x)])
         for p in PROMPTS
     ]
     chosen = [brute_force(base, parts, prompt, labels) for prompt in PROMPTS]
