@@ -118,7 +118,7 @@ class RoundsConfig(Section):
     quorum: float = Field(0.5, gt=0, le=1, description="share of devices a round needs")
     deadline_seconds: float = Field(3600.0, gt=0)
     devices: int = Field(
-        0, ge=0, description="deployment: devices to wait for; the corpus is then the server's alone"
+        0, ge=0, description="deployment: devices to wait for; the whole corpus is the server's"
     )
 
 
