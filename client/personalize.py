@@ -104,7 +104,12 @@ def parts_of(base: BaseModel, stacks: Sequence[Personalised]) -> Parts:
     """Return the stacks of several people, under one method, as what the adapter layers take.
 
     Shared parts that several people use are laid in once, with a weight of zero for the others.
+    One person's stack is one LoRA, its weights in the factors: two products a map, nothing else.
     """
+    if len(stacks) == 1:
+        (stack,) = stacks
+        folded = stack.folded()
+        return Parts(1, folded.to(base.dtype, base.device) if folded is not None else None)
     loras = list({id(lora): lora for stack in stacks for lora in stack.shared}.values())
     place = {id(lora): index for index, lora in enumerate(loras)}
     weights = torch.zeros(len(stacks), len(loras))

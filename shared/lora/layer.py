@@ -67,6 +67,8 @@ class StackedLinear(nn.Module):
         """Map x (rows, tokens, in) to y (rows, tokens, out)."""
         y: Tensor = self.base(x)
         parts = self.stack.parts
+        if parts.shared is None and parts.private is None:
+            return y
         shared = parts.shared.factors.get(self.name) if parts.shared is not None else None
         private = parts.private.get(self.name) if parts.private is not None else None
         shape = y.shape
@@ -75,9 +77,11 @@ class StackedLinear(nn.Module):
             if parts.weights is not None:
                 by_user = low.reshape(parts.users, -1, shared.rank)
                 low = by_user * parts.weights[:, None].to(low.dtype)  # (users, 1, R)
-            y = torch.addmm(
-                y.reshape(-1, shape[-1]), low.reshape(-1, shared.rank), shared.b.to(y.dtype)
-            )
+            flat, low, b = y.reshape(-1, shape[-1]), low.reshape(-1, shared.rank), shared.b
+            if torch.is_grad_enabled():
+                y = torch.addmm(flat, low, b.to(y.dtype))
+            else:  # the same sum, without a second y
+                y = flat.addmm_(low, b.to(y.dtype))
         if private is not None:
             a, b = private.a.to(x.dtype), private.b.to(y.dtype)
             if private.rank == 1:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from shared.compute import compute
+from simulations.benchmarks.interleave import counts_processor_time
 from simulations.benchmarks.measurement import Settings
 from simulations.run_record import _git_commit, _version
 
@@ -32,6 +34,7 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
         "device": device_name(),
         "threads": settings.threads or cores(),
         "cores": cores(),
+        "time": "processor" if compute(counts_processor_time) else "wall",
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if hasattr(os, "sysconf")
         else None,

@@ -69,6 +69,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         "rounds": settings.rounds,
         "device": machine["device"],
         "threads": f"{machine['threads']} of {machine['cores']} cores",
+        "time": f"{machine['time']} time",
         "started": machine["started"],
         "took": f"{sum(results.took.values()):.0f} s",
         "git commit": machine["git_commit"] or "none",

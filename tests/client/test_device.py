@@ -283,7 +283,9 @@ def test_statistics_follow_from_the_history_by_hand(
     user = federation.people.device[1]
     means = []
     for item in user.history:
-        sample = encode(base, TASKS[item.task].history_prompt(item), item.target)
+        task = TASKS[item.task]
+        room = answer_room(base, task, task.history_labels)
+        sample = encode(base, task.history_prompt(item), item.target, room)
         ids = torch.tensor([[*sample.prompt, *sample.answer][:-1]])
         with torch.no_grad():
             means.append(base.model.model(input_ids=ids).last_hidden_state[0].double().mean(0))
@@ -473,9 +475,9 @@ def test_a_node_of_a_simulation_is_the_person_of_its_partition(
 def test_a_node_with_a_vault_of_its_own_takes_nobody_from_the_corpus(
     federation: Any, device_context: Any, tmp_path: Path
 ) -> None:
-    shutil.copy(federation.run_dir / "config.toml", tmp_path / "config.toml")
     home = tmp_path / "elsewhere"
-    node = {"vault": str(home), "partition-id": 0, "num-partitions": 3}
+    own = str(shutil.copy(federation.run_dir / "config.toml", tmp_path / "device.toml"))
+    node = {"vault": str(home), "config": own, "partition-id": 0, "num-partitions": 3}
     device = open_device(device_context(tmp_path, **node))
     with pytest.raises(MesofedError, match="mesofed device init"):
         settle(device, federation.release_files(1))

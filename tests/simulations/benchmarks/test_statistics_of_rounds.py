@@ -34,7 +34,7 @@ def test_sides_take_turns() -> None:
 
 def test_a_side_runs_inside_its_context_which_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("simulations.benchmarks.interleave.time.perf_counter", lambda: now)
+    monkeypatch.setattr("simulations.benchmarks.interleave.time.process_time", lambda: now)
     inside = False
 
     @contextmanager
