@@ -50,7 +50,7 @@ ROWS = (
     Row("train-many", "training 32 users on a GPU", "training:train_many"),
     Row("memory", "peak memory of training", "memory:peak_memory"),
     Row("alone", "batched against alone", "alone:batched_against_alone"),
-    Row("stack", "stacked inference", "stacked_inference:stacked_inference", interleavings=2),
+    Row("stack", "stacked inference", "stacked_inference:stacked_inference", interleavings=6),
     Row("mixture", "experts for many users", "mixture:mixture"),
     Row("next-user", "from user to user", "next_user:next_user"),
     Row("round", "a round of devices", "round_of_devices:round_of_devices", computes=False),

@@ -33,8 +33,8 @@ def _bench(
     """Measure Mesofed against PEFT and Flower on this machine.
 
     Every peer runs in turn with ours, from the same weights and on the same samples, after both
-    were found to compute the same. Takes about ten minutes on two cores and needs no network; a
-    single row takes a minute:
+    were found to compute the same. Takes about seven minutes on two idle cores and needs no
+    network; a single row takes about one:
 
       mesofed bench --only train-qv
     """

@@ -11,6 +11,8 @@ from shared.config import BaseConfig, Format
 from shared.pretrained import load_folder, local_folder
 from simulations.benchmarks.measurement import Settings
 
+GPU_BATCH_MB = 16_384
+
 
 def resident(
     settings: Settings, form: Format, adapt: tuple[str, ...], top_share: float = 1.0
@@ -33,7 +35,9 @@ def resident(
 
 
 def _config(settings: Settings, form: Format, top: int) -> BaseConfig:
-    return BaseConfig(name=settings.model, format=form, top_layers=top, max_tokens=512)
+    # On a GPU, as much as a batch can use; on a processor, what the product takes by itself.
+    memory = {"batch_memory_mb": GPU_BATCH_MB} if torch.cuda.is_available() else {}
+    return BaseConfig(name=settings.model, format=form, top_layers=top, max_tokens=512, **memory)
 
 
 def top_layers(layers: int, share: float) -> int:

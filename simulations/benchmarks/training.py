@@ -38,7 +38,6 @@ SMALL_MEMORY = 512 << 20
 # Of SmolLM2's 30 layers; other models get the same share.
 TOP_SHARE = 8 / 30
 
-
 Sides = Mapping[str, Callable[[], None]]
 
 
