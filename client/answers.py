@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.base_model import BaseModel
+from shared.errors import MesofedError
 from shared.lora.layer import Parts
 from shared.samples import Sample, answer_tokens, collate, encode_prompt
 from shared.training import answer_losses
@@ -79,10 +80,20 @@ def _parting(spellings: Sequence[tuple[int, ...]]) -> int:
 def generate(
     base: BaseModel, parts: Parts, prompts: Groups, max_new_tokens: int
 ) -> list[list[str]]:
-    """Continue each prompt greedily to the end of sequence, with a key-value cache."""
+    """Continue each prompt greedily to the end of sequence, with a key-value cache.
+
+    Raises
+    ------
+    MesofedError
+        If a prompt is empty.
+    """
     contexts = [
         [encode_prompt(base, prompt, max_new_tokens) for prompt in group] for group in prompts
     ]
+    if not all(context for group in contexts for context in group):
+        raise MesofedError(
+            "Expected a prompt to continue; got an empty one. Write at least a word."
+        )
     rows = max(len(group) for group in contexts)
     length = max(len(context) for group in contexts for context in group)
     # Generation appends on the right, so here the padding stands on the left, masked. A person

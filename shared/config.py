@@ -153,6 +153,8 @@ class RunConfig(Section):
     def _source_has_a_path(self) -> "RunConfig":
         if self.corpus.source != "synthetic" and not self.corpus.path:
             raise ValueError(f"corpus.source={self.corpus.source} needs corpus.path=FILE")
+        if self.corpus.source == "synthetic" and self.corpus.path:
+            raise ValueError("corpus.path needs corpus.source=jsonl or corpus.source=lamp")
         return self
 
 

@@ -90,7 +90,8 @@ def _simulate(
     console.print()
     console.print(render_table(summary))
     console.print(f"Report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
-    console.print("Next: open the report, or try your own data with --set corpus.path=FILE")
+    console.print("Next: open the report, or try your own people with")
+    console.print("  --set corpus.source=jsonl --set corpus.path=FILE")
 
 
 @report.command()

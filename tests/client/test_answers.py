@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from client.answers import choose_labels, generate, gold_losses
 from shared.base_model import BaseModel
+from shared.errors import MesofedError
 from shared.lora.layer import Parts
 from shared.lora.lora import Factors, Lora
 from shared.samples import Sample, encode, encode_prompt
@@ -306,3 +307,8 @@ def test_people_with_more_and_fewer_samples_get_their_own_losses(
         assert losses == pytest.approx(expected, rel=1e-4)
     same = sorted((came[0][3], came[1][0], came[3][1]))
     assert min(b - a for a, b in pairwise(same)) > 0.01
+
+
+def test_an_empty_prompt_is_refused(base: BaseModel, parts: Parts) -> None:
+    with pytest.raises(MesofedError, match="got an empty one"):
+        generate(base, parts, [["a word", ""]], 4)

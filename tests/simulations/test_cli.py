@@ -30,6 +30,7 @@ def no_traceback(outcome: Any) -> bool:
         ("seed", "Expected --set section.field=value; got 'seed'"),
         ("seed.x.y=1", "seed"),
         ("corpus.source=jsonl", "needs corpus.path=FILE"),
+        ("corpus.path=people.jsonl", "needs corpus.source=jsonl"),
         ("rounds.devices=3", "Expected rounds.devices=0 in a simulation"),
     ],
 )
