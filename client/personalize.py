@@ -156,25 +156,6 @@ def compose(release: Release, method: Method, routing: Routing) -> tuple[Persona
     return Personalised(tuple(shared), torch.tensor(weights)), torch.tensor(tuned)
 
 
-def personalise(
-    base: BaseModel,
-    release: Release,
-    method: Method,
-    routing: Routing,
-    samples: tuple[Sample, ...],
-    config: PrivateConfig,
-    seed: int,
-) -> Personalised:
-    """Train what the method leaves to the device: private LoRA, fusion weights, both or nothing.
-
-    Parameters
-    ----------
-    samples : tuple of Sample
-        Of the person's history; never of the queries.
-    """
-    return begin_personalising(base, release, method, routing, samples, config, seed)()
-
-
 def begin_personalising(
     base: BaseModel,
     release: Release,
@@ -185,10 +166,14 @@ def begin_personalising(
     seed: int,
     share: float = 1.0,
 ) -> Callable[[], Personalised]:
-    """Start what :func:`personalise` does; return a function that waits for its result.
+    """Start to train what the method leaves to the device; return a function that waits for it.
+
+    That is a private LoRA, fusion weights, both or nothing.
 
     Parameters
     ----------
+    samples : tuple of Sample
+        Of the person's history, oldest first; never of the queries.
     share : float
         How much of the device's work this is, for the progress display.
     """
@@ -214,7 +199,6 @@ def begin_personalising(
             laid,
             weights if laid else None,
             learned if learned.any() else None,
-            config.weights_learning_rate,
             share,
         )
     )

@@ -1,7 +1,7 @@
 """Stacked inference: a stack answers unmerged or folded into the weights, whichever costs less.
 
-    unmerged   y = W x + B_s (g_u * (A_s x)) + b_u a_u x     dearer with every token
-    folded     y = (W + B A) x, all parts in one B A         dearer once, then nothing
+    unmerged   y = W x + B (A x)      dearer with every token
+    folded     y = (W + B A) x        dearer once, then nothing          (B A: all parts together)
 
 Both are exact. Folding is for one person and an fp32 base model alone: several people differ in
 their weights, and other formats lose up to half of a small update when it is added to them.
@@ -21,15 +21,15 @@ from shared.lora.layer import Parts
 # rank 26 in all on every linear map:
 #
 #                                              30 layers   top 10 layers
-#     fold and restore, once                      335          115
-#     unmerged, more for a generated token         11            3.5
-#     unmerged, more for a prompt token             0.6          0.2
+#     fold and restore, once                      332          112
+#     unmerged, more for a generated token          8.1          2.3
+#     unmerged, more for a prompt token             0.22         0.10
 #
 # A generated token is a forward pass of its own and pays for many small kernels; a prompt token
 # shares one pass with the others. All three grow with the number of adapted maps, so that the
-# break-even hardly depends on the depth: 30 generated tokens, or 600 read, or 17 after 256.
-PROMPT_TOKENS_A_GENERATED_ONE = 20
-BREAK_EVEN = 30
+# break-even hardly depends on the depth: 45 generated tokens, or 1,350 read, or 37 after 256.
+PROMPT_TOKENS_A_GENERATED_ONE = 30
+BREAK_EVEN = 45
 
 
 def folding_pays(prompt_tokens: int, new_tokens: int) -> bool:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 
 from shared.base_model import BaseModel
+from shared.cohort import FusionWeights, Trained, train_cohort
 from shared.config import BankConfig
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.samples import Sample
 from shared.seeding import derive_seed
-from shared.training import FusionWeights, Trained, Trainee, train_cohort
+from shared.training import Trainee
 
 
 def train_bank(

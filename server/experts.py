@@ -16,6 +16,7 @@ from torch import Tensor
 
 from server.anchors import cluster_centres
 from shared.base_model import BaseModel
+from shared.cohort import FusionWeights, train_cohort
 from shared.config import ExpertsConfig
 from shared.lora.algebra import concatenate
 from shared.lora.layer import Parts
@@ -25,15 +26,7 @@ from shared.progress import tokens_done
 from shared.routing import Router, normalised_entropy
 from shared.samples import Sample, collate
 from shared.seeding import derive_seed
-from shared.training import (
-    FusionWeights,
-    Trainee,
-    answer_losses,
-    batches_of,
-    learning_rate,
-    mean_per_user,
-    train_cohort,
-)
+from shared.training import Trainee, answer_losses, batches_of, learning_rate, mean_per_user
 
 # Logit of a user's own cluster against an orthogonal one: with four experts it starts at about
 # nine tenths, so the router begins decided but can still move.

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from shared.base_model import BaseModel
+from shared.cohort import Trained, train_cohort
 from shared.config import TrainingConfig
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.samples import Sample
 from shared.seeding import derive_seed
-from shared.training import Trained, Trainee, train_cohort
+from shared.training import Trainee
 
 
 def train_population(

@@ -22,6 +22,7 @@ from server.experts import TrainedExperts, train_experts
 from server.population import train_population
 from shared.atomic_file import write_bytes, write_json
 from shared.base_model import BaseModel, load_base
+from shared.cohort import Trained
 from shared.config import RunConfig
 from shared.corpus.user import User
 from shared.embedding import EmbeddingSpace, embed_user
@@ -39,7 +40,6 @@ from shared.release import (
 from shared.routing import Router
 from shared.samples import Sample, history_samples, query_samples
 from shared.seeding import derive_seed
-from shared.training import Trained
 
 # Axes of the embedding space: enough to tell a dozen groups apart, few enough that noise among a
 # few dozen users does not drown them.

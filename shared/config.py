@@ -57,7 +57,7 @@ class BaseConfig(Section):
     )
     max_tokens: int = Field(128, ge=16, description="prompt and answer are cut to so many tokens")
     batch_memory_mb: int = Field(
-        1024, ge=1, description="users train in one batch as far as so much memory goes"
+        768, ge=1, description="users train in one batch as far as so much memory goes"
     )
 
 

@@ -5,7 +5,7 @@
     device 3 --request-->  |                                              computing thread is free
 
 Devices may come at any time: they join the cohort that is under way. On a real device it has one
-member. Who trains with whom changes nothing but the time it takes (``shared.training``).
+member. Who trains with whom changes nothing but the time it takes (``shared.cohort``).
 """
 
 from collections import deque
@@ -16,12 +16,13 @@ from queue import SimpleQueue
 from torch import Tensor
 
 from shared.base_model import BaseModel
+from shared.cohort import Cohort, Member
 from shared.compute import compute_in_background
-from shared.config import TrainingConfig
+from shared.config import PrivateConfig
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import under_way
-from shared.training import Cohort, Member, Trainee
+from shared.training import Trainee
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class TrainingRequest:
         Of the user's LoRA; 0 for none.
     start_seed : int
         Draws the LoRA from which training starts.
-    config : TrainingConfig
+    config : PrivateConfig
         Epochs, batch size, rates.
     shared : tuple of Lora
         Frozen parts under the user's LoRA. Users with the very same ones train together.
@@ -46,8 +47,6 @@ class TrainingRequest:
         Their fusion weights.
     tuned : Tensor (parts,) of bool or None
         Which of the weights the user learns.
-    weights_learning_rate : float
-        For those.
     share : float
         How much of its device's work this is, for the progress display.
     """
@@ -56,11 +55,10 @@ class TrainingRequest:
     trainee: Trainee
     rank: int
     start_seed: int
-    config: TrainingConfig
+    config: PrivateConfig
     shared: tuple[Lora, ...] = ()
     weights: Tensor | None = None
     tuned: Tensor | None = None
-    weights_learning_rate: float = 0.02
     share: float = 0.0
     trained: Future[Member] = field(default_factory=Future)
 
@@ -68,8 +66,7 @@ class TrainingRequest:
     def company(self) -> tuple[object, ...]:
         """What users must have in common to train in one cohort."""
         parts = tuple(map(id, self.shared))
-        model = id(self.base.model)
-        return model, self.rank, self.config, parts, self.weights_learning_rate
+        return id(self.base.model), self.rank, self.config, parts
 
 
 def train(request: TrainingRequest) -> Future[Member]:
@@ -128,9 +125,8 @@ def _fits(request: TrainingRequest) -> bool:
 def _join(request: TrainingRequest) -> None:
     base = request.base
     if request.company not in _cohorts:
-        _cohorts[request.company] = Cohort(
-            base, request.rank, request.config, request.shared, request.weights_learning_rate
-        )
+        rate = request.config.weights_learning_rate
+        _cohorts[request.company] = Cohort(base, request.rank, request.config, request.shared, rate)
     cohort = _cohorts[request.company]
     try:
         start = Slab.initial(base.maps, request.rank, [request.start_seed])

@@ -77,22 +77,26 @@ def encode_prompt(base: BaseModel, prompt: str, room: int | None = None) -> tupl
 
 def history_samples(base: BaseModel, history: Iterable[ProfileItem]) -> list[Sample]:
     """Return one sample per history item: predict what the person made of the text."""
-    samples = []
-    for item in history:
-        task = TASKS[item.task]
-        room = answer_room(base, task, task.history_labels)
-        samples.append(encode(base, task.history_prompt(item), item.target, room))
-    return samples
+    asked = ((TASKS[item.task], item) for item in history)
+    return [
+        _sample(base, task, task.history_labels, task.history_prompt(item), item.target)
+        for task, item in asked
+    ]
 
 
 def query_samples(base: BaseModel, queries: Iterable[Query]) -> list[Sample]:
     """Return one sample per query: predict the gold answer."""
-    samples = []
-    for query in queries:
-        task = TASKS[query.task]
-        room = answer_room(base, task, task.labels)
-        samples.append(encode(base, task.query_prompt(query), query.gold, room))
-    return samples
+    asked = ((TASKS[query.task], query) for query in queries)
+    return [
+        _sample(base, task, task.labels, task.query_prompt(query), query.gold)
+        for task, query in asked
+    ]
+
+
+def _sample(
+    base: BaseModel, task: Task, labels: Sequence[str] | None, prompt: str, answer: str
+) -> Sample:
+    return encode(base, prompt, answer, answer_room(base, task, labels))
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,6 @@ class Batch:
         Where the hidden state stands that predicts each answer token.
     target : Tensor, (answers,)
         The answer tokens.
-    owner : Tensor, (answers,)
-        Index of the user whose answer token it is.
     """
 
     users: int
@@ -123,7 +125,6 @@ class Batch:
     row: Tensor
     position: Tensor
     target: Tensor
-    owner: Tensor
 
     @property
     def tokens(self) -> int:
@@ -146,7 +147,6 @@ def collate(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.de
     row: list[int] = []
     position: list[int] = []
     target: list[int] = []
-    owner: list[int] = []
     for user, group in enumerate(groups):
         for index, sample in enumerate(group):
             line = user * rows + index
@@ -155,6 +155,5 @@ def collate(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.de
             row += [line] * len(sample.answer)
             position += range(len(sample.prompt) - 1, len(sample) - 1)
             target += sample.answer
-            owner += [user] * len(sample.answer)
-    index_tensors = (torch.tensor(x, device=device) for x in (row, position, target, owner))
+    index_tensors = (torch.tensor(x, device=device) for x in (row, position, target))
     return Batch(len(groups), ids.to(device), lengths, *index_tensors)

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from shared.base_model import BaseModel
+from shared.cohort import train_cohort
 from shared.config import TrainingConfig
 from shared.lora.slab import Slab
-from shared.training import Trainee, train_cohort
+from shared.training import Trainee
 from simulations.benchmarks.cohort import cohort_gradients
 from simulations.benchmarks.equality import relative_difference
 from simulations.benchmarks.measurement import Bar, Figure, Finding, Settings

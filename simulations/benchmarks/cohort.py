@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from shared.base_model import BaseModel
+from shared.cohort import Cohort
 from shared.config import TrainingConfig
 from shared.lora.layer import Parts
 from shared.lora.slab import Slab
 from shared.samples import collate
-from shared.training import Cohort, Trainee, answer_losses, mean_per_user
+from shared.training import Trainee, answer_losses, mean_per_user
 from simulations.benchmarks.workload import Workload
 
 LEARNING_RATE = 1e-4

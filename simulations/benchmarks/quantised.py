@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from shared.base_model import BaseModel
+from shared.cohort import train_cohort
 from shared.config import Format, TrainingConfig
 from shared.lora.lora import Factors
 from shared.samples import Sample, collate
-from shared.training import Trainee, answer_losses, train_cohort
+from shared.training import Trainee, answer_losses
 from simulations.benchmarks.cohort import CohortStep, cohort_gradients
 from simulations.benchmarks.equality import BF16_COSINE, smallest_cosine
 from simulations.benchmarks.interleave import interleave

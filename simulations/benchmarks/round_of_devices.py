@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from client.app import app as client_app
-from client.personalize import personalise, route
+from client.personalize import begin_personalising, route
 from client.vault import Vault
 from server.app import run_round
 from shared.atomic_file import write_text
@@ -142,7 +142,7 @@ def prepare(
     release = release_for(exact)
     clients = [work_of(config, exact, person) for person in people]
     first, seed = people[0], _seed(config, people[0])
-    ours = personalise(
+    ours = begin_personalising(
         exact,
         release,
         METHODS[METHOD],
@@ -150,7 +150,7 @@ def prepare(
         tuple(history_samples(exact, first.history)),
         config.private,
         seed,
-    )
+    )()
     theirs = ray_peer.train_client(clients[0], release.population.tensors())
     difference = largest_difference([[loss for _, loss in ours.curve]], [theirs])
     return release, clients, checked("losses of one device (fp32)", difference, FP32_OUTPUTS)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from shared.base_model import BaseModel
+from shared.config import BaseConfig
 from shared.samples import collate
 from simulations.benchmarks.cohort import CohortStep, cohort_gradients
 from simulations.benchmarks.equality import check_gradients
@@ -34,7 +35,7 @@ from simulations.benchmarks.workload import (
 USERS, RANK, ANSWER_SHARE = 8, 8, 0.25
 MANY_USERS = 32  # on a GPU
 # Memory of a batch, for those who have little: half the default.
-SMALL_MEMORY = 512 << 20
+SMALL_MEMORY = BaseConfig().batch_memory_mb << 19
 # Of SmolLM2's 30 layers; other models get the same share.
 TOP_SHARE = 8 / 30
 

@@ -12,9 +12,9 @@ from client.personalize import (
     Personalised,
     Routing,
     _trainee,
+    begin_personalising,
     compose,
     parts_of,
-    personalise,
     route,
 )
 from shared.base_model import BaseModel
@@ -130,7 +130,9 @@ def test_the_device_trains_what_the_method_leaves_to_it(
     method: str, release: Release, base: BaseModel
 ) -> None:
     samples = tuple(encode(base, f"post: {i}\ntag:", "gear") for i in range(3))
-    trained = personalise(base, release, METHODS[method], ROUTING, samples, CONFIG, seed=3)
+    trained = begin_personalising(
+        base, release, METHODS[method], ROUTING, samples, CONFIG, seed=3
+    )()
     parts, tuned, rank = EXPECTED[method]
     start = [weight for _, weight in parts]
     if rank == 0:
@@ -185,14 +187,16 @@ def test_a_method_may_stop_early_by_held_out_history(base: BaseModel, release: R
     same, other = Sample((70, 71, 72), (80,)), Sample((70, 71, 72), (90,))
     config = CONFIG.model_copy(update={"epochs": 6, "learning_rate": 3e-2, "holdout": 0.3})
     contrary = (same,) * 4 + (other,) * 2
-    trained = personalise(base, release, METHODS["oppu"], ROUTING, contrary, config, seed=3)
+    trained = begin_personalising(
+        base, release, METHODS["oppu"], ROUTING, contrary, config, seed=3
+    )()
     assert 0 < len(trained.curve) < 6 * 2
 
 
 def test_private_training_starts_from_the_shared_parts(base: BaseModel, release: Release) -> None:
     sample = encode(base, "post: a\ntag:", "gear")
     method = METHODS["meso"]
-    trained = personalise(base, release, method, ROUTING, (sample,), CONFIG, seed=3)
+    trained = begin_personalising(base, release, method, ROUTING, (sample,), CONFIG, seed=3)()
     stack, _ = compose(release, method, ROUTING)
     weighted = list(zip(stack.shared, stack.weights.tolist(), strict=True))
     ids = torch.tensor([[*sample.prompt, *sample.answer]])

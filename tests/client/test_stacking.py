@@ -209,11 +209,11 @@ def test_where_nothing_is_on_nothing_is_folded(base: BaseModel) -> None:
         assert (parts.shared, parts.private) == (None, None)
 
 
-# The break-even, by the measured milliseconds: fold and restore 335, generated token 11, read 0.6
+# The break-even, by the measured milliseconds: fold and restore 332, generated token 8.1, read 0.22
 
 
 @pytest.mark.parametrize(
-    ("prompt_tokens", "new_tokens"), [(0, 30), (600, 0), (256, 18), (500, 5), (20, 29)]
+    ("prompt_tokens", "new_tokens"), [(0, 45), (1350, 0), (256, 37), (500, 29), (20, 45)]
 )
 def test_folding_begins_at_the_break_even(
     base: BaseModel, stacks: list[Personalised], prompt_tokens: int, new_tokens: int
@@ -222,7 +222,7 @@ def test_folding_begins_at_the_break_even(
     fewer = (prompt_tokens, new_tokens - 1) if new_tokens else (prompt_tokens - 1, new_tokens)
     for tokens, pays in ((fewer, False), ((prompt_tokens, new_tokens), True)):
         assert folding_pays(*tokens) is pays
-        assert 0.6 * tokens[0] + 11 * tokens[1] == pytest.approx(335, abs=35)
+        assert 0.22 * tokens[0] + 8.1 * tokens[1] == pytest.approx(332, abs=40)
         with stacked(base, stacks[:1], *tokens):
             assert same(weights_of(base), before) == (not pays)
 
@@ -260,8 +260,8 @@ def test_a_device_folds_for_a_long_answer_and_not_for_a_short_one(
     open_vault: Callable[[int], Device], base: BaseModel, folded_when_generating: list[bool]
 ) -> None:
     device = open_vault(0)
-    # The prompt's 26 bytes, this model's tokens, count as 1.3 generated ones of the 30.
-    short, long = (device.answer("meso-tuned", PROMPTS[1], tokens) for tokens in (28, 29))
+    # The prompt's 26 bytes, this model's tokens, count as 0.9 generated ones of the 45.
+    short, long = (device.answer("meso-tuned", PROMPTS[1], tokens) for tokens in (44, 45))
     assert len(base.tokenizer.encode(PROMPTS[1])) == 26
     assert folded_when_generating == [False, True]
     # Greedy: the short answer is how the long one begins, but for a character cut in two.
@@ -273,12 +273,13 @@ def test_one_person_is_evaluated_folded_and_several_are_not(
 ) -> None:
     users = federation.people.device
     headlines = tuple(q for user in users for q in user.queries if q.task == "headline")
-    people = [replace(user, queries=headlines[:1]) for user in users]
+    people = [replace(user, queries=headlines[:4]) for user in users]
     stacks = [open_vault(index).personalised("oppu") for index in range(len(people))]
     base = open_vault(0).base
     (alone,) = evaluate_stacks(base, people[:1], stacks[:1])
     together = evaluate_stacks(base, people, stacks)
     assert folded_when_generating == [True, False]
-    (one,), (other,) = alone["queries"], together[0]["queries"]
-    assert one.pop("nll") == pytest.approx(other.pop("nll"), abs=1e-4)
-    assert one == other
+    assert len(alone["queries"]) == len(people[0].queries) > 1
+    for one, other in zip(alone["queries"], together[0]["queries"], strict=True):
+        assert one.pop("nll") == pytest.approx(other.pop("nll"), abs=1e-4)
+        assert one == other

@@ -4,13 +4,14 @@ import torch
 
 from server.bank import train_bank
 from shared.base_model import BaseModel
+from shared.cohort import train_cohort
 from shared.config import BankConfig
 from shared.lora.algebra import base_weights, merged
 from shared.lora.lora import Factors, Lora
 from shared.lora.slab import Slab
 from shared.samples import Sample, encode
 from shared.seeding import derive_seed
-from shared.training import Trainee, train_cohort
+from shared.training import Trainee
 
 CONFIG = BankConfig(rank=2, epochs=2, batch_size=2, learning_rate=5e-3)
 

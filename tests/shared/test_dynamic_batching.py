@@ -9,14 +9,15 @@ import torch
 
 from shared import dynamic_batching
 from shared.base_model import BaseModel
+from shared.cohort import Cohort, Member, train_cohort
 from shared.compute import compute, wait_for
-from shared.config import TrainingConfig
+from shared.config import PrivateConfig
 from shared.dynamic_batching import TrainingRequest, train
 from shared.lora.slab import Slab
 from shared.samples import encode
-from shared.training import Cohort, Member, Trainee, train_cohort
+from shared.training import Trainee
 
-CONFIG = TrainingConfig(rank=2, epochs=2, batch_size=2)
+CONFIG = PrivateConfig(rank=2, epochs=2, batch_size=2)
 
 
 def request(base: BaseModel, user: int, rank: int = 2) -> TrainingRequest:

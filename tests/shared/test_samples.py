@@ -114,7 +114,6 @@ def test_collation_lays_answers_where_they_are_predicted() -> None:
     assert batch.row.tolist() == [0, 0, 1, 2, 2, 2]
     assert batch.position.tolist() == [2, 3, 0, 1, 2, 3]
     assert batch.target.tolist() == [4, 5, 7, 10, 11, 12]
-    assert batch.owner.tolist() == [0, 0, 0, 1, 1, 1]
     assert list(batch.lengths) == [4, 1, 4, 0]
     assert batch.tokens == 32
 

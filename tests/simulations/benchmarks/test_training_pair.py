@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from shared.base_model import BaseModel
+from shared.cohort import train_cohort
 from shared.config import TrainingConfig
 from shared.errors import MesofedError
 from shared.lora.slab import Slab
-from shared.training import Trainee, train_cohort
+from shared.training import Trainee
 from simulations.benchmarks import training
 from simulations.benchmarks.alone import gradient_difference, training_difference
 from simulations.benchmarks.cohort import (
