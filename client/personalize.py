@@ -150,9 +150,12 @@ def compose(release: Release, method: Method, routing: Routing) -> tuple[Persona
         tuned += [method.experts == "tuned"] * len(release.experts)
     if method.anchors != "off":
         share = ANCHORS_BESIDE_EXPERTS if method.experts != "off" else 1.0
-        shared += [release.bank[index] for index in routing.retrieval.anchors]
-        weights += [share * weight for weight in routing.retrieval.weights]
-        tuned += [method.anchors == "tuned"] * len(routing.retrieval.anchors)
+        fused = dict(zip(routing.retrieval.anchors, routing.retrieval.weights, strict=True))
+        if method.anchors == "tuned-all":
+            fused |= {index: 0.0 for index in range(len(release.bank)) if index not in fused}
+        shared += [release.bank[index] for index in fused]
+        weights += [share * weight for weight in fused.values()]
+        tuned += [method.anchors.startswith("tuned")] * len(fused)
     return Personalised(tuple(shared), torch.tensor(weights)), torch.tensor(tuned)
 
 
@@ -181,6 +184,7 @@ def begin_personalising(
     if not method.trains:
         return lambda: start
     rank = {"none": 0, "user_lora": config.rank, "stack": config.stack_rank}[method.private]
+    rank = rank if method.rank is None else method.rank
     if method.private == "stack":
         config = config.model_copy(update={"learning_rate": config.stack_learning_rate})
     # People train in one batch over the same shared parts, so all anchors are laid in, those

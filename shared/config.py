@@ -128,7 +128,7 @@ class RunConfig(Section):
     seed: int = Field(7, ge=0)
     engine: Literal["local", "ray"] = "local"
     threads: int = Field(0, ge=0, description="torch threads; 0: one per core")
-    methods: tuple[str, ...] = ("base", "population", "oppu", "proper", "mta", "meso")
+    methods: tuple[str, ...] = ("base", "population", "oppu", "proper-folded", "mta-exact", "meso")
     adapt: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="names of the linear maps that carry LoRAs",

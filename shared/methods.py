@@ -6,7 +6,7 @@ A method is a value, not a class: server, device and report all read the same de
 from dataclasses import dataclass
 from typing import Literal
 
-Weights = Literal["off", "routed", "tuned"]
+Weights = Literal["off", "routed", "tuned", "tuned-all"]
 Private = Literal["none", "user_lora", "stack"]
 
 
@@ -20,12 +20,15 @@ class Method:
         Short name, and one line for tables and help.
     population : bool
         Whether the population LoRA is on.
-    experts, anchors : {"off", "routed", "tuned"}
+    experts, anchors : {"off", "routed", "tuned", "tuned-all"}
         Weights over the group experts and over the retrieved anchors: none, as the router and
-        the retrieval give them, or tuned on the device from that start.
+        the retrieval give them, or tuned on the device from that start; of anchors, the retrieved
+        ones alone or all of the bank, where the others start from zero.
     private : {"none", "user_lora", "stack"}
         What the device trains: nothing, a user LoRA (``private.rank``), or an ultra-low-rank
         stack (``private.stack_rank``).
+    rank : int or None
+        Of the private part, in place of the configured one.
     """
 
     name: str
@@ -34,11 +37,17 @@ class Method:
     experts: Weights = "off"
     anchors: Weights = "off"
     private: Private = "none"
+    rank: int | None = None
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the device learns fusion weights."""
+        return any(weights.startswith("tuned") for weights in (self.experts, self.anchors))
 
     @property
     def trains(self) -> bool:
         """Whether the device has anything to train."""
-        return self.private != "none" or "tuned" in (self.experts, self.anchors)
+        return self.private != "none" or self.tunes
 
 
 METHODS: dict[str, Method] = {
@@ -49,13 +58,35 @@ METHODS: dict[str, Method] = {
         Method("experts", "population + routed experts", experts="routed"),
         Method("anchors", "population + fused anchors", anchors="routed"),
         Method("oppu", "population + own user LoRA", private="user_lora"),
-        Method("proper", "experts + user LoRA", experts="routed", private="user_lora"),
-        Method("mta", "fused anchors + stack", anchors="routed", private="stack"),
+        Method("proper-folded", "experts + user LoRA", experts="routed", private="user_lora"),
+        Method("mta-exact", "fused anchors + stack", anchors="routed", private="stack"),
         Method(
             "meso", "experts + anchors + stack", experts="routed", anchors="routed", private="stack"
         ),
         Method(
             "meso-tuned", "meso, tuned weights", experts="tuned", anchors="tuned", private="stack"
+        ),
+        Method(
+            "meso-code",
+            "tuned weights over experts and all anchors, nothing else",
+            experts="tuned",
+            anchors="tuned-all",
+        ),
+        Method(
+            "meso-r1",
+            "meso, stack of rank 1",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            rank=1,
+        ),
+        Method(
+            "meso-r4",
+            "meso, stack of rank 4",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            rank=4,
         ),
     )
 }
