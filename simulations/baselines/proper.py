@@ -291,7 +291,7 @@ def inference(base: BaseModel, groups: Trained, own: Mapping[str, Factors]) -> d
 
 
 @dataclass(frozen=True)
-class _Stages:
+class Stages:
     """PROPER in one scene, stage by stage; every stage is kept in the scene's folder."""
 
     scene: Scene
@@ -299,13 +299,16 @@ class _Stages:
 
     @property
     def base(self) -> BaseModel:
+        """The base model, with LoRAs on feed-forward maps."""
         return on_feed_forward(self.scene.base)
 
     @property
     def ids(self) -> bool:
+        """Whether user embeddings are a trained table."""
         return self.name == "proper-ids"
 
     def embeddings(self, slice_name: str, groups: Groups) -> Embeddings:
+        """Return content embeddings of the users of a slice."""
         population = self.scene.release.population
         return self.scene.finished(
             f"proper-embeddings-{slice_name}",
@@ -313,10 +316,12 @@ class _Stages:
         )
 
     def server_embeddings(self) -> Embeddings:
+        """Return content embeddings of the server's users, from their histories."""
         histories = [history_samples(self.base, user.history) for user in self.scene.server]
         return self.embeddings("server", histories)
 
     def groups(self) -> Trained:
+        """Return what stage 2 leaves."""
         scene, config = self.scene, self.scene.config.proper
         known = None
         if not self.ids:
@@ -344,6 +349,7 @@ class _Stages:
         return Trained(experts, gates, table)
 
     def server_loras(self, groups: Trained) -> Slab:
+        """Return the server users' own LoRAs, on which the LoRA-aware router is trained."""
         scene, config = self.scene, self.scene.config.proper
         own = groups.table or standardised(self.server_embeddings(), self.server_embeddings())
 
@@ -363,6 +369,7 @@ class _Stages:
         return Slab.from_rows(self.base.maps, kept["rows"])
 
     def lora_router(self, groups: Trained) -> dict[str, Tensor]:
+        """Return what stage 3.2 leaves, by map."""
         scene, config = self.scene, self.scene.config.proper
 
         def make() -> dict[str, Tensor]:
@@ -382,6 +389,13 @@ class _Stages:
         return scene.finished(f"{self.name}-lora-router", make)
 
     def people_embeddings(self, groups: Trained) -> Embeddings:
+        """Return the embeddings of those who are asked.
+
+        Raises
+        ------
+        KeyError
+            If embeddings are trained ids and somebody has none.
+        """
         scene = self.scene
         if not self.ids:
             found = self.embeddings(scene.slice, scene.histories)
@@ -396,7 +410,7 @@ def _tokens(groups: Groups) -> int:
 
 
 def _answer(scene: Scene, name: str) -> Answered:
-    stages = _Stages(scene, name)
+    stages = Stages(scene, name)
     base, config = stages.base, scene.config.proper
     with base.lock:
         groups = stages.groups()
