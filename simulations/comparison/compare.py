@@ -17,9 +17,11 @@ from simulations.comparison.catalogue import CONTENDERS
 from simulations.comparison.cell import cell_path, read_cells, write_cell
 from simulations.comparison.config import ComparisonConfig
 from simulations.comparison.contender import Contender
-from simulations.comparison.people import divide
+from simulations.comparison.page import write_report
+from simulations.comparison.people import corpus_of, divide
 from simulations.comparison.results import Results, results_of
 from simulations.comparison.scene import Scene, scenes_of
+from simulations.comparison.scene_record import write_record
 from simulations.comparison.tables import csv_table, markdown_table, results_data
 from simulations.run_record import machine_record
 
@@ -58,7 +60,8 @@ def prepare(config: ComparisonConfig, folder: Path, command: list[str]) -> None:
     with stage(f"load {config.base.name}", 1, "model"):
         base = compute(lambda: load_base(config.base, config.adapt))
     compute(lambda: [divide(config, name, config.seeds[0], base) for name in config.slices])
-    write_json(folder / "run.json", machine_record(base, command))
+    origin = corpus_of(config, config.seeds[0]).origin
+    write_json(folder / "run.json", {**machine_record(base, command), "corpus": origin})
     write_text(folder / SETTINGS_FILE, dump_config(config))
 
 
@@ -74,6 +77,7 @@ def _run(config: ComparisonConfig, folder: Path) -> None:
     with stage("cells", len(scenes) * len(config.methods), "cells") as progress:
         for opened in scenes:
             scene = opened()
+            write_record(folder, scene)
             for name in config.methods:
                 _answer(folder, scene, CONTENDERS[name])
                 progress.advance(1)
@@ -90,8 +94,10 @@ def _answer(folder: Path, scene: Scene, contender: Contender) -> None:
 
 def conclude(config: ComparisonConfig, folder: Path) -> Results:
     """Write results and report from the cells that are done."""
-    results = results_of(read_cells(folder), config.methods)
+    cells = read_cells(folder)
+    results = results_of(cells, config.methods)
     write_json(folder / "results.json", results_data(results))
     write_text(folder / "results.csv", csv_table(results))
     write_text(folder / "results.md", markdown_table(results))
+    write_report(folder, config, cells, results)
     return results

@@ -17,6 +17,8 @@ from simulations.report.run import Answer
 from simulations.report.statistics import Estimate, Gain, bootstrap_mean, holm, paired_gain
 
 REFERENCE = "population"
+NO_RIVALS = ("base", REFERENCE)
+"""Methods that are the same for everyone."""
 OURS = "meso"
 
 Scores = dict[str, float]
@@ -222,7 +224,7 @@ def _compared(row: Row, rows: Sequence[Row]) -> Row:
             gain=paired_gain(row.scores, reference.scores, better),
             nll_gain=paired_gain(row.nlls, reference.nlls, False),
         )
-    rivals = [other for other in others if not other.ours and other.method != REFERENCE]
+    rivals = [other for other in others if not other.ours and other.method not in NO_RIVALS]
     if row.ours and rivals:
         best = (max if better else min)(rivals, key=lambda other: other.estimate.mean)
         gain = paired_gain(row.scores, best.scores, better)
@@ -251,7 +253,10 @@ def _holm(gains: Sequence[Gain | None], length: int) -> list[list[Gain | None]]:
 
 
 def _gaps(rows: Sequence[Row]) -> dict[tuple[str, str, str], Gain]:
-    """Return centralized against federated by method, task and slice; positive: it is better."""
+    """Return centralized against federated by method, task and slice; positive: it is better.
+
+    Their p-values are corrected among themselves.
+    """
     gaps = {}
     for row in rows:
         block = row.block
@@ -261,4 +266,8 @@ def _gaps(rows: Sequence[Row]) -> dict[tuple[str, str, str], Gain]:
             gain = paired_gain(row.scores, twin.scores, block.higher_is_better)
             if gain is not None:
                 gaps[row.method, block.task, block.slice] = gain
-    return gaps
+    adjusted = holm([gain.p for gain in gaps.values()])
+    return {
+        key: replace(gain, adjusted_p=p)
+        for (key, gain), p in zip(gaps.items(), adjusted, strict=True)
+    }

@@ -1,0 +1,267 @@
+"""The comparison's charts: quality, gap, private bytes, and the map of users.
+
+Shape, fill and words carry every distinction; colour only repeats them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from simulations.comparison.results import OURS, Block, Results, Row
+from simulations.comparison.scene_record import Placed
+from simulations.comparison.tables import slice_name
+from simulations.report.statistics import Gain
+from simulations.report.svg import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    WARM,
+    as_markup,
+    drawing,
+    level_lines,
+)
+from simulations.report.wording import (
+    arrow,
+    byte_size,
+    decimal,
+    interval,
+    metric_name,
+    signed,
+    task_name,
+)
+
+_WIDTH = 372
+_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
+_SHAPE_NAMES = ("circles", "squares", "triangles", "diamonds", "wedges", "crosses", "x", "stars")
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=11)
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_color(INK)
+        label.set_fontweight("bold" if name == OURS else "normal")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+
+
+def quality_chart(results: Results, task: str, slice_: str, key: str) -> Markup:
+    """Draw the primary metric of every method with its interval, federated over centralized."""
+    blocks = [b for b in results.blocks if (b.task, b.slice) == (task, slice_)]
+    methods = list(dict.fromkeys(row.method for block in blocks for row in results.of(block)))
+    first = blocks[0]
+    left = 16 + 7 * max(map(len, methods))
+    said = []
+    with drawing(_WIDTH, 58 + 25 * len(methods), left, right=14, bottom=24) as (figure, axes):
+        for place, method in enumerate(methods):
+            for block in blocks:
+                row = results.row(method, block)
+                if row is None:
+                    continue
+                central = block.setting == "centralized"
+                height = place + (0.17 if central else -0.17)
+                colour = ACCENT if row.ours else MUTED
+                if row.estimate.low is not None and row.estimate.high is not None:
+                    axes.plot(
+                        [row.estimate.low, row.estimate.high],
+                        [height, height],
+                        color=colour,
+                        linewidth=1.25,
+                    )
+                axes.plot(
+                    row.estimate.mean,
+                    height,
+                    "D" if central else "o",
+                    markersize=5 if central else 6.5,
+                    color=colour,
+                    markerfacecolor=PAPER if central else colour,
+                    markeredgewidth=1.5,
+                )
+                said.append(
+                    f"{method} {block.setting} {decimal(row.estimate.mean)} "
+                    f"{interval(row.estimate, 3)}".strip()
+                )
+        reference = results.row("population", first)
+        if reference is not None:
+            axes.axvline(reference.estimate.mean, color=MUTED, linewidth=1, dashes=(3, 3), zorder=0)
+        _name_rows(axes, methods)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        metric = metric_name(first.primary)
+        axes.set_title(
+            f"{task_name(task)}, {slice_name(slice_)}: {metric} {arrow(first.higher_is_better)}",
+            fontsize=11,
+        )
+        better = "higher" if first.higher_is_better else "lower"
+        return as_markup(
+            figure,
+            key,
+            f"{metric} per method on {task_name(task)}, {slice_name(slice_)}",
+            f"Mean over users with 95 % interval, {better} is better. {'; '.join(said)}.",
+        )
+
+
+def gap_chart(gaps: Mapping[str, Gain], task: str, key: str) -> Markup:
+    """Draw what each method gains from centralized training, with its interval."""
+    methods = list(gaps)
+    left = 16 + 7 * max(map(len, methods))
+    with drawing(_WIDTH, 58 + 22 * len(methods), left, right=52, bottom=24) as (figure, axes):
+        axes.axvline(0, color=MUTED, linewidth=1, zorder=0)
+        for place, gain in enumerate(gaps.values()):
+            estimate = gain.estimate
+            colour = ACCENT if methods[place].startswith(OURS) else MUTED
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot([estimate.low, estimate.high], [place, place], color=colour)
+            axes.plot(estimate.mean, place, "o", markersize=6.5, color=colour)
+            axes.annotate(
+                signed(estimate.mean, 3),
+                (1.02, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                annotation_clip=False,
+                fontsize=10,
+            )
+        _name_rows(axes, methods)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_title(f"{task_name(task)}: centralized over federated", fontsize=11)
+        said = "; ".join(f"{m} {signed(g.estimate.mean, 3)}" for m, g in gaps.items())
+        return as_markup(
+            figure,
+            key,
+            f"Gain of centralized over federated training on {task_name(task)}",
+            f"Paired by user with 95 % interval; positive: centralized is better. {said}.",
+        )
+
+
+def bytes_chart(rows: Sequence[Row], block: Block, key: str) -> Markup:
+    """Draw the primary metric against the private bytes of a user, on a logarithmic axis.
+
+    Dots carry the methods' numbers in ``rows``, from 1; those in one place share a label.
+    """
+    largest = max([*(row.cost.private_bytes for row in rows), 10])
+    top = math.ceil(math.log10(largest)) + 0.6
+    with drawing(_WIDTH, 260, left=46, right=44, bottom=40) as (figure, axes):
+        level_lines(axes)
+        points = []
+        for row in rows:
+            # What keeps nothing stands at the left edge, at "none".
+            x = math.log10(row.cost.private_bytes) if row.cost.private_bytes else 0.0
+            points.append((x, row.estimate.mean))
+            axes.plot(
+                *points[-1],
+                "o",
+                markersize=8 if row.ours else 6,
+                color=ACCENT if row.ours else MUTED,
+                markerfacecolor=ACCENT if row.ours else PAPER,
+                markeredgewidth=1.5,
+            )
+        values = [value for _, value in points]
+        spread = max(values) - min(values) or 0.1
+        axes.set_ylim(min(values) - 0.15 * spread, max(values) + 0.15 * spread)
+        for (x, y), numbers in together(points, 0.5, 0.06 * spread):
+            lines = [numbers[start : start + 3] for start in range(0, len(numbers), 3)]
+            axes.annotate(
+                "\n".join(" ".join(map(str, line)) for line in lines),
+                (x, y),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                linespacing=1.1,
+                annotation_clip=False,
+            )
+        names = {1: "10 bytes", 3: "1 kB", 6: "1 MB", 9: "1 GB"}
+        ticks = [power for power in names if power < top]
+        axes.set_xlim(-0.3, top)
+        axes.set_xticks([0, *ticks], ["none", *(names[power] for power in ticks)])
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("private bytes a user")
+        metric = metric_name(block.primary)
+        axes.set_title(
+            f"{task_name(block.task)}: {metric} {arrow(block.higher_is_better)}", fontsize=11
+        )
+        said = "; ".join(
+            f"{row.method} {byte_size(row.cost.private_bytes)} {decimal(row.estimate.mean)}"
+            for row in rows
+        )
+        return as_markup(
+            figure,
+            key,
+            f"{metric} against private bytes on {task_name(block.task)}",
+            f"Filled: ours. {said}.",
+        )
+
+
+def together(
+    points: Sequence[tuple[float, float]], width: float, height: float
+) -> list[tuple[tuple[float, float], list[int]]]:
+    """Return labels for points: where each stands, and the numbers of the points it speaks for.
+
+    A point joins the first label that is nearer than ``width`` and ``height``.
+    """
+    labels: list[tuple[tuple[float, float], list[int]]] = []
+    for number, (x, y) in enumerate(points, start=1):
+        for (at_x, at_y), numbers in labels:
+            if abs(x - at_x) <= width and abs(y - at_y) <= height:
+                numbers.append(number)
+                break
+        else:
+            labels.append(((x, y), [number]))
+    return labels
+
+
+def two_axes(places: np.ndarray) -> np.ndarray:
+    """Return points (n, k) on their two leading principal axes, (n, 2)."""
+    centred = places - places.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    flat: np.ndarray = centred @ axes[:2].T
+    if flat.shape[1] < 2:
+        flat = np.hstack([flat, np.zeros((len(flat), 1))])
+    return flat
+
+
+def map_chart(people: Sequence[Placed], groups: Sequence[int], title: str, key: str) -> Markup:
+    """Draw where users are, each group in a shape of its own; device users are filled."""
+    flat = two_axes(np.array([person.place for person in people]))
+    with drawing(_WIDTH, 300, left=16, right=16, bottom=20) as (figure, axes):
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        colours = (ACCENT, WARM, MUTED, INK)
+        for (x, y), person, group in zip(flat, people, groups, strict=True):
+            colour = colours[group % len(colours)]
+            axes.plot(
+                x,
+                y,
+                _SHAPES[group % len(_SHAPES)],
+                color=colour,
+                markersize=7.5,
+                markerfacecolor=colour if person.side == "device" else PAPER,
+                markeredgewidth=1.5,
+            )
+        for group in sorted(set(groups)):
+            own = flat[np.array(groups) == group]
+            axes.annotate(
+                str(group),
+                own.mean(axis=0),
+                ha="center",
+                va="center",
+                fontsize=13,
+                fontweight="bold",
+                bbox={"boxstyle": "round,pad=0.2", "facecolor": PAPER, "edgecolor": MUTED},
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.margins(0.08)
+        axes.set_title(title, fontsize=11)
+        shapes = ", ".join(
+            f"{group}: {_SHAPE_NAMES[group % len(_SHAPE_NAMES)]}" for group in sorted(set(groups))
+        )
+        return as_markup(
+            figure,
+            key,
+            "Users on the two leading axes of the embedding space",
+            f"Filled: device users; hollow: server users. Groups: {shapes}.",
+        )
