@@ -29,6 +29,12 @@ class Method:
         stack (``private.stack_rank``).
     rank : int or None
         Of the private part, in place of the configured one.
+    maps : tuple of str
+        Last name components of the linear maps that carry the private part; empty for all that
+        carry LoRAs.
+    by_rank : bool
+        Whether experts and anchors count as parts rank by rank, each with a weight of its own:
+        tuned, that is a code of a few dozen numbers.
     """
 
     name: str
@@ -38,6 +44,8 @@ class Method:
     anchors: Weights = "off"
     private: Private = "none"
     rank: int | None = None
+    maps: tuple[str, ...] = ()
+    by_rank: bool = False
 
     @property
     def tunes(self) -> bool:
@@ -58,6 +66,12 @@ METHODS: dict[str, Method] = {
         Method("experts", "population + routed experts", experts="routed"),
         Method("anchors", "population + fused anchors", anchors="routed"),
         Method("oppu", "population + own user LoRA", private="user_lora"),
+        Method(
+            "oppu-qv",
+            "oppu on query and value maps alone, as published",
+            private="user_lora",
+            maps=("q_proj", "v_proj"),
+        ),
         Method("proper-folded", "experts + user LoRA", experts="routed", private="user_lora"),
         Method("mta-exact", "fused anchors + stack", anchors="routed", private="stack"),
         Method(
@@ -68,9 +82,38 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "meso-code",
-            "tuned weights over experts and all anchors, nothing else",
+            "tuned weights over every rank of experts and all anchors, nothing else",
             experts="tuned",
             anchors="tuned-all",
+            by_rank=True,
+        ),
+        Method(
+            "meso-value",
+            "meso, stack of rank 1 on value maps alone",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            rank=1,
+            maps=("v_proj",),
+        ),
+        Method(
+            "meso-down",
+            "meso, stack of rank 1 on down-projections alone",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            rank=1,
+            maps=("down_proj",),
+        ),
+        Method(
+            "meso-code-value",
+            "meso-code + stack of rank 1 on value maps alone",
+            experts="tuned",
+            anchors="tuned-all",
+            by_rank=True,
+            private="stack",
+            rank=1,
+            maps=("v_proj",),
         ),
         Method(
             "meso-r1",

@@ -33,6 +33,14 @@ POPULATION = [("population", 1.0)]
 EXPERTS = [("expert 0", 0.7), ("expert 1", 0.3)]
 ANCHORS = [("anchor 2", 0.6), ("anchor 0", 0.4)]
 BOTH = [*EXPERTS, *((name, weight / 4) for name, weight in ANCHORS)]
+# Rank by rank: experts are of rank 2, anchors of rank 1; anchor 1 was not retrieved.
+BY_RANK = [
+    *((f"{name}, rank {rank}", weight) for name, weight in EXPERTS for rank in range(2)),
+    *((f"{name}, rank 0", weight / 4) for name, weight in ANCHORS),
+    ("anchor 1, rank 0", 0.0),
+]
+ON = {"oppu-qv": ("q_proj", "v_proj"), "meso-value": ("v_proj",), "meso-down": ("down_proj",)}
+ON["meso-code-value"] = ("v_proj",)
 EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "base": ([], [], 0),
     "population": (POPULATION, [False], 0),
@@ -43,7 +51,11 @@ EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "mta-exact": (POPULATION + ANCHORS, [False] * 3, 1),
     "meso": (POPULATION + BOTH, [False] * 5, 1),
     "meso-tuned": (POPULATION + BOTH, [False] + [True] * 4, 1),
-    "meso-code": (POPULATION + BOTH + [("anchor 1", 0.0)], [False] + [True] * 5, 0),
+    "oppu-qv": (POPULATION, [False], 3),
+    "meso-code": (POPULATION + BY_RANK, [False] + [True] * 7, 0),
+    "meso-value": (POPULATION + BOTH, [False] * 5, 1),
+    "meso-down": (POPULATION + BOTH, [False] * 5, 1),
+    "meso-code-value": (POPULATION + BY_RANK, [False] + [True] * 7, 1),
     "meso-r1": (POPULATION + BOTH, [False] * 5, 1),
     "meso-r4": (POPULATION + BOTH, [False] * 5, 4),
 }
@@ -82,6 +94,9 @@ def release(base: BaseModel) -> Release:
 
 
 def named(release: Release, name: str) -> Lora:
+    name, _, rank = name.partition(", rank ")
+    if rank:
+        return named(release, name).by_rank[int(rank)]
     kind, _, index = name.partition(" ")
     if kind == "population":
         return release.population
@@ -95,7 +110,8 @@ def with_delta(base: BaseModel, weighted: list[tuple[Lora, float]], ids: Tensor)
     try:
         for name, weight in weights.items():
             for lora, factor in weighted:
-                weight.data += factor * (lora.factors[name].a @ lora.factors[name].b).T
+                if name in lora.factors:
+                    weight.data += factor * (lora.factors[name].a @ lora.factors[name].b).T
         with torch.no_grad():
             return base.model(input_ids=ids).logits.float()
     finally:
@@ -143,7 +159,8 @@ def test_the_device_trains_what_the_method_leaves_to_it(
         assert trained.weights.tolist() == pytest.approx(start)
     else:
         assert (trained.private.rank if trained.private is not None else 0) == rank
-        numbers = sum(rank * (m.in_features + m.out_features) for m in base.maps)
+        on = [m for m in base.maps if m.name.rpartition(".")[2] in ON.get(method, m.name)]
+        numbers = sum(rank * (m.in_features + m.out_features) for m in on)
         assert trained.private_parameters == numbers + sum(tuned)
         assert [step for step, _ in trained.curve] == [0, 1]
         assert trained.tokens == sum(len(sample) for sample in samples)

@@ -1,5 +1,6 @@
 """The methods, as declared."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -29,7 +30,7 @@ def test_each_is_declared_under_its_name_with_known_parts(name: str) -> None:
 
 
 def test_no_two_methods_are_the_same() -> None:
-    parts = [(m.population, m.experts, m.anchors, m.private, m.rank) for m in METHODS.values()]
+    parts = [replace(m, name="", summary="") for m in METHODS.values()]
     assert len(set(parts)) == len(parts)
 
 
