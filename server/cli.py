@@ -9,22 +9,24 @@ from rich.table import Table
 
 from shared.errors import MesofedError
 
-release = typer.Typer(no_args_is_help=True, help="Look at a release, and export its parts.")
+release = typer.Typer(no_args_is_help=True, help="Look at releases, export and sign them.")
 
 ReleaseFolder = Annotated[Path, typer.Argument(help="A release, such as RUN/releases/r1.")]
 
 
 @release.callback()
 def _release() -> None:
-    """Look at a release, and export its parts."""
+    """Look at releases, export and sign them."""
 
 
 @release.command()
 def show(folder: ReleaseFolder) -> None:
     """Say what a release holds, and whether its files are what its manifest names."""
-    from shared.release import MANIFEST, verify_files
+    from shared.release import verify_files
+    from shared.signature import MANIFEST, SIGNATURE, ReleaseSignature, verify_signature
 
-    manifest = verify_files(_files(folder))
+    files = _files(folder)
+    manifest = verify_files(files)
     table = Table(show_header=False, box=None)
     table.add_row("release", str(manifest.release))
     table.add_row("base model", f"{manifest.base.name} ({manifest.base.fingerprint[:12]})")
@@ -36,6 +38,12 @@ def show(folder: ReleaseFolder) -> None:
     console = Console()
     console.print(table)
     console.print(f"All files are what {MANIFEST} names.")
+    if SIGNATURE in files:
+        signed = ReleaseSignature.model_validate_json(files[SIGNATURE])
+        verify_signature(files, signed.key)
+        console.print(f"Signed with {signed.key}.", soft_wrap=True, highlight=False)
+    else:
+        console.print("Not signed: no device takes it.")
 
 
 @release.command()
@@ -70,8 +78,33 @@ def export(
     typer.echo(f"{out}: rank {loras[part].rank}")
 
 
+@release.command()
+def key(
+    folder: Annotated[Path, typer.Argument(help="Folder of the signing key: release.keys.")],
+) -> None:
+    """Print the public key that devices trust; make the key if there is none."""
+    from server.signing_keys import signer
+
+    public = signer(folder).public
+    typer.echo(public)
+    typer.echo(f"Next, on a device: mesofed device init VAULT --folder DIR --server-key {public}")
+
+
+@release.command()
+def rotate(
+    folder: Annotated[Path, typer.Argument(help="Folder of the signing key: release.keys.")],
+) -> None:
+    """Replace the signing key; devices that trust the old one follow with the next release."""
+    from server.signing_keys import rotate as rotate_key
+
+    public = rotate_key(folder).public
+    typer.echo(public)
+    typer.echo("The old key is deleted. New devices need this one; others learn it by themselves.")
+
+
 def _files(folder: Path) -> dict[str, bytes]:
-    from shared.release import MANIFEST, read_release_files
+    from shared.release import read_release_files
+    from shared.signature import MANIFEST
 
     if not (folder / MANIFEST).is_file():
         raise MesofedError(f"Expected a release in {folder}, with its {MANIFEST}; there is none.")

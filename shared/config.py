@@ -122,6 +122,12 @@ class RoundsConfig(Section):
     )
 
 
+class ReleaseConfig(Section):
+    """How releases are signed."""
+
+    keys: str = Field("", description="folder of the server's signing key; default: <run>/keys")
+
+
 class RunConfig(Section):
     """One run: everything that decides its result."""
 
@@ -140,6 +146,7 @@ class RunConfig(Section):
     bank: BankConfig = BankConfig()
     private: PrivateConfig = PrivateConfig()
     rounds: RoundsConfig = RoundsConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
     @field_validator("methods")
     @classmethod
@@ -209,9 +216,20 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Ru
         ]
         raise MesofedError("\n".join(["The configuration is not valid:", *lines])) from error
     # A run may be resumed from another folder.
-    paths = {"path": config.corpus.path, "outputs": config.corpus.outputs}
-    absolute = {name: str(Path(path).resolve()) for name, path in paths.items() if path}
-    return config.model_copy(update={"corpus": config.corpus.model_copy(update=absolute)})
+    return config.model_copy(
+        update={
+            "corpus": _absolute(config.corpus, "path", "outputs"),
+            "release": _absolute(config.release, "keys"),
+        }
+    )
+
+
+def _absolute(section: Section, *names: str) -> Section:
+    """Return a section whose paths, where they are set, are absolute."""
+    paths = {name: getattr(section, name) for name in names}
+    return section.model_copy(
+        update={name: str(Path(path).resolve()) for name, path in paths.items() if path}
+    )
 
 
 def dump_config(config: RunConfig) -> str:

@@ -30,9 +30,9 @@ from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
 from shared.routing import Router
+from shared.signature import MANIFEST, SIGNATURE
 
 FORMAT: Literal[1] = 1
-MANIFEST = "manifest.json"
 PARTS = ("population", "experts", "bank", "router")
 # No number of a release is larger. Trained releases stay below 20, the mean embedding being the
 # largest; at the bound, places, router weights, similarities and updates B A still have room in
@@ -285,7 +285,7 @@ def _read_manifest(files: Mapping[str, bytes]) -> Manifest:
             f"{where}: {first['msg']}. Fetch the release again, or update mesofed."
         ) from error
     expected = {f"{part}.safetensors" for part in PARTS}
-    for found in (set(manifest.files), set(files) - {MANIFEST}):
+    for found in (set(manifest.files), set(files) - {MANIFEST, SIGNATURE}):
         if found != expected:
             raise MesofedError(
                 f"Expected {', '.join(sorted(expected))} in the release and its manifest; "
