@@ -63,6 +63,8 @@ def init(
     if server_key:
         read_key_text(server_key)
     read = history_from_folder(folder)
+    vault.mkdir(parents=True, exist_ok=True)
+    vault.chmod(0o700)
     if lock == "keyring" or (lock == "auto" and keyring_works()):
         seal = lock_with_keyring(vault)
     else:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from client.seal import KEY_BYTES, MAGIC, OPEN, DamagedError, Seal
-from shared.atomic_file import write_text
+from shared.atomic_file import write_bytes
 from shared.errors import MesofedError
 
 LOCK, PERSON = "lock.json", "person.jsonl"
@@ -208,7 +208,8 @@ def _derive(passphrase: str, kdf: Kdf, folder: Path) -> Seal:
 
 
 def _write(folder: Path, lock: Lock) -> None:
-    write_text(folder / LOCK, lock.model_dump_json(indent=1, exclude_none=True) + "\n")
+    text = lock.model_dump_json(indent=1, exclude_none=True) + "\n"
+    write_bytes(folder / LOCK, text.encode(), mode=0o600)
 
 
 def _keyring(use: Callable[..., str | None]) -> str | None:
