@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from shared.console import output
 from shared.errors import MesofedError
 
 if TYPE_CHECKING:
@@ -40,11 +40,14 @@ def init(
         raise MesofedError(f"{vault} is a vault already. Name another folder; it was not changed.")
     read = history_from_folder(folder)
     home.move_in(User(vault.name, read.items, ()))
-    console = Console()
-    console.print(f"{len(read.items)} paragraphs are in {vault}.", highlight=False)
-    for skip in read.skipped:
-        console.print(f"  left out {skip.where}: {skip.reason}", markup=False, highlight=False)
-    console.print(f"Next: a SuperNode with --node-config 'vault=\"{vault.resolve()}\"'")
+    console = output()
+    lines = [
+        f"{len(read.items)} paragraphs are in {vault}.",
+        *(f"  left out {skip.where}: {skip.reason}" for skip in read.skipped),
+        f"Next: a SuperNode with --node-config 'vault=\"{vault.resolve()}\"'",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @device.command()
@@ -72,27 +75,42 @@ def export(
 
     It holds what the device has learned about the person: keep it at home.
     """
-    from shared.lora.peft_format import save_peft
+    from shared.lora.export import check_target, export_adapter
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
+    check_target(out)
     opened = _open(vault, config)
     stack = opened.personalised(method).folded()
     if stack is None:
         raise MesofedError(f"Method {method} is the base model alone: there is nothing to export.")
-    save_peft(stack, out, opened.base.name)
-    typer.echo(f"{out}: rank {stack.rank}. Load it with peft.PeftModel.from_pretrained(base, ...).")
+    holds = f"One person's whole stack by {method}, folded into one LoRA; keep it at home."
+    typer.echo(export_adapter(stack, out, opened.base, holds))
 
 
 def _open(vault: Path, config: Path | None) -> "Device":
-    from client.device import Device
     from client.vault import Vault
-    from shared.base_model import load_base
     from shared.config import load_config
+    from shared.release_files import verify_files
 
     home = Vault(vault)
     home.person()
     of_run = vault.resolve().parent.parent / "config.toml"
-    settings = load_config(config or (of_run if of_run.is_file() else None))
+    found = config or (of_run if of_run.is_file() else None)
+    settings = load_config(found)
+    verify_files(home.release_files())
+    from client.device import Device
+    from shared.base_model import load_base
+
     base = load_base(settings.base, settings.adapt)
-    return Device(base, home, settings.methods, settings.private, settings.seed)
+    opened = Device(base, home, settings.methods, settings.private, settings.seed)
+    try:
+        opened.release()
+    except MesofedError as error:
+        # Its files are whole, so it is for another base model, adapt or base.top_layers.
+        used = f"those of {found}" if found else "the defaults, since the vault is in no run"
+        raise MesofedError(
+            f"{error} The settings in use are {used}; name the file with the settings that the "
+            "release was trained with: --config FILE."
+        ) from error
+    return opened

@@ -26,7 +26,8 @@ from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
 from shared.methods import METHODS
 from shared.protocol import RouterStatistics, as_sent
-from shared.release import MANIFEST, Release, unpack_release, verify_files
+from shared.release import Release, unpack_release
+from shared.release_files import MANIFEST, verify_files
 from shared.routing import normalised_entropy
 from shared.run_settings import partition, resolve_run, vault_folder
 from shared.samples import encode_prompt, history_samples

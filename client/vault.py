@@ -16,17 +16,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from shared.atomic_file import write_bytes, write_json
 from shared.corpus.user import User
 from shared.corpus.user_file import read_users, write_users
 from shared.errors import MesofedError
-from shared.release import read_release_files, write_release_files
+from shared.program import command
+from shared.release_files import read_release_files, write_release_files
+
+# Whether there is a vault can be told before the seconds that the deep-learning stack takes.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Vault:
         if not self.exists:
             raise MesofedError(
                 f"Expected a vault with a person's history in {self.folder}; it is empty. "
-                "Create it with `mesofed device init`."
+                f"Create it with `{command('device', 'init')}`."
             )
         path = self.folder / "person.jsonl"
         people = read_users(path)
@@ -106,28 +107,32 @@ class Vault:
         return read_release_files(folder) if folder.is_dir() else {}
 
     def save_private(
-        self, version: int, method: str, tensors: Mapping[str, Tensor], log: Mapping[str, Any]
+        self, version: int, method: str, tensors: Mapping[str, "Tensor"], log: Mapping[str, Any]
     ) -> None:
         """Keep what a method has trained; the log goes last and marks it as finished."""
+        from safetensors.torch import save
+
         folder = self.folder / "private" / f"r{version}"
         write_bytes(folder / f"{method}.safetensors", save(dict(tensors)))
         write_json(folder / f"{method}.json", dict(log))
 
     def load_private(
         self, version: int, method: str
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    ) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
         """Return what a method has trained and its log, or None if it has not finished."""
         folder = self.folder / "private" / f"r{version}"
         log = _json(folder / f"{method}.json")
         tensors = _tensors(folder / f"{method}.safetensors")
         return (tensors, log) if log is not None and tensors is not None else None
 
-    def save_embedding(self, fingerprint: str, embedding: Tensor) -> None:
+    def save_embedding(self, fingerprint: str, embedding: "Tensor") -> None:
         """Keep the embedding of the history by a base model."""
+        from safetensors.torch import save
+
         path = self.folder / "embedding" / f"{fingerprint}.safetensors"
         write_bytes(path, save({"embedding": embedding}))
 
-    def load_embedding(self, fingerprint: str) -> Tensor | None:
+    def load_embedding(self, fingerprint: str) -> "Tensor | None":
         """Return the embedding of the history by a base model, or None."""
         found = _tensors(self.folder / "embedding" / f"{fingerprint}.safetensors")
         return found["embedding"] if found is not None else None
@@ -150,8 +155,11 @@ def _json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _tensors(path: Path) -> dict[str, Tensor] | None:
+def _tensors(path: Path) -> "dict[str, Tensor] | None":
     """Return tensors that were kept, or None if the file is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (FileNotFoundError, SafetensorError):

@@ -29,14 +29,8 @@ from shared.embedding import EmbeddingSpace, embed_user
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import stage
-from shared.release import (
-    MANIFEST,
-    Release,
-    pack_release,
-    read_release_files,
-    unpack_release,
-    write_release_files,
-)
+from shared.release import Release, pack_release, unpack_release
+from shared.release_files import MANIFEST, read_release_files, write_release_files
 from shared.routing import Router
 from shared.samples import Sample, history_samples, query_samples
 from shared.seeding import derive_seed

@@ -32,7 +32,8 @@ from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.methods import METHODS
 from shared.progress import shown
-from shared.release import Release, pack_release, write_release_files
+from shared.release import Release, pack_release
+from shared.release_files import write_release_files
 from shared.routing import Router
 from shared.samples import history_samples
 from shared.seeding import derive_seed

@@ -25,8 +25,9 @@ from shared.protocol import (
     statistics_to_content,
 )
 from shared.run_settings import RUN_DIR_VARIABLE, vault_folder
-from simulations.federated import prepare, simulate
+from simulations.federated import simulate
 from simulations.local_grid import run_local
+from simulations.prepare import prepare
 from simulations.ray_engine import run_on_ray
 
 FILES = {"manifest.json": b"{}", "population.safetensors": b"\x03" * 2000}
