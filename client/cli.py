@@ -1,50 +1,160 @@
 """The commands `mesofed device ...`: what a person may do with a device's vault."""
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from shared.console import output
 from shared.errors import MesofedError
+from shared.program import command
 
 if TYPE_CHECKING:
     from client.device import Device
+    from client.vault import Vault
+    from shared.config import RunConfig
 
-device = typer.Typer(no_args_is_help=True, help="Create, ask and export a device's vault.")
+device = typer.Typer(no_args_is_help=True, help="A person's vault, and the agent that owns it.")
+
+PASSPHRASE_VARIABLE = "MESOFED_PASSPHRASE"
 
 VaultFolder = Annotated[Path, typer.Argument(help="The vault, such as RUN/vaults/0000.")]
 MethodName = Annotated[str, typer.Option(help="A method this device has been personalised by.")]
 ConfigFile = Annotated[
     Path | None, typer.Option(help="TOML file; default: that of the run the vault is in, if any.")
 ]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(help=f"File with the passphrase; default: ${PASSPHRASE_VARIABLE}, else asked."),
+]
 
 
 @device.callback()
 def _device() -> None:
-    """Create, ask and export a device's vault."""
+    """Keep a person's vault, and run the agent that owns it."""
 
 
 @device.command()
 def init(
     vault: VaultFolder,
     folder: Annotated[Path, typer.Option(help="A folder of the person's own .txt or .md files.")],
+    server_key: Annotated[
+        str, typer.Option(help="Public key of the server whose releases the device takes.")
+    ] = "",
+    lock: Annotated[
+        Literal["auto", "keyring", "passphrase"],
+        typer.Option(help="What opens the vault; auto: the system's keyring if there is one."),
+    ] = "auto",
+    passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Create a vault from a folder of a person's own text files."""
+    """Create a vault, encrypted, from a folder of a person's own text files."""
+    from client.lock import keyring_works, lock_with_keyring, lock_with_passphrase
     from client.vault import Vault
     from shared.corpus.text_folder import history_from_folder
     from shared.corpus.user import User
+    from shared.signature import read_key_text
 
-    home = Vault(vault)
-    if home.exists:
-        raise MesofedError(f"{vault} is a vault already. Name another folder; it was not changed.")
+    if vault.exists() and (not vault.is_dir() or any(vault.iterdir())):
+        raise MesofedError(
+            f"Expected a new or empty folder for the vault; {vault} holds something, maybe a vault "
+            "already. Name another folder; nothing was changed."
+        )
+    if server_key:
+        read_key_text(server_key)
     read = history_from_folder(folder)
+    vault.mkdir(parents=True, exist_ok=True)
+    vault.chmod(0o700)
+    if lock == "keyring" or (lock == "auto" and keyring_works()):
+        seal = lock_with_keyring(vault)
+    else:
+        seal = lock_with_passphrase(vault, _passphrase(passphrase_file, new=True)())
+    home = Vault(vault, seal)
+    if server_key:
+        home.trust(server_key)
     home.move_in(User(vault.name, read.items, ()))
-    console = Console()
-    console.print(f"{len(read.items)} paragraphs are in {vault}.", highlight=False)
-    for skip in read.skipped:
-        console.print(f"  left out {skip.where}: {skip.reason}", markup=False, highlight=False)
-    console.print(f"Next: a SuperNode with --node-config 'vault=\"{vault.resolve()}\"'")
+    console = output()
+    step = "start" if server_key else "trust"
+    lines = [
+        f"{len(read.items)} paragraphs are in {vault}, encrypted.",
+        *(f"  left out {skip.where}: {skip.reason}" for skip in read.skipped),
+        f"Next: {command('device', step, vault)}{'' if server_key else ' SERVER_KEY'}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@device.command()
+def trust(
+    vault: VaultFolder,
+    server_key: Annotated[str, typer.Argument(help="The server's public key, 44 characters.")],
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Take releases that are signed with this key, and no others."""
+    _open_vault(vault, passphrase_file).trust(server_key)
+    typer.echo(f"{vault} takes the releases of {server_key}.")
+    typer.echo(f"Next: {command('device', 'start', vault)}")
+
+
+@device.command()
+def start(
+    vault: VaultFolder,
+    socket: Annotated[
+        Path | None, typer.Option(help="Where to listen; default: a folder of this user's own.")
+    ] = None,
+    config: ConfigFile = None,
+    allow_user: Annotated[
+        list[str] | None,
+        typer.Option(help="Also answer this user, such as the one that runs the SuperNode."),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Run the device agent: it owns the vault and the model, and answers the SuperNode.
+
+    The SuperNode's processes ask it over a Unix socket. They can bring a release and ask for the
+    router statistics; there is no way to ask for anything else.
+    """
+    from shared.config import load_config
+    from shared.quiet import quiet_libraries
+
+    quiet_libraries()
+    home = _open_vault(vault, passphrase_file)
+    if home.seal.key is None:
+        raise MesofedError(
+            f"Expected an encrypted vault; {vault} is that of a simulation. Create one with "
+            f"`{command('device', 'init')}`."
+        )
+    home.person()
+    trusted, settings = home.trusted(), load_config(_config_of(home, config))
+    users = frozenset({os.getuid(), *(_user_id(name) for name in allow_user or ())})
+    if allow_user and socket is None:
+        raise MesofedError(
+            "Expected --socket with --allow-user: another user cannot enter this user's own folder "
+            "of sockets. Name a place that both may enter, such as /run/mesofed/NAME.sock."
+        )
+    path = socket or _socket_folder() / f"{vault.resolve().name}.sock"
+    console = output()
+
+    from client.agent import Agent
+
+    agent = Agent(_device_of(home, settings), path.absolute(), users)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: agent.stop())
+
+    def ready() -> None:
+        say: Callable[[str], None] = lambda text: console.print(  # noqa: E731
+            text, soft_wrap=True, highlight=False, markup=False
+        )
+        say(f"Vault {vault}: takes the releases of {trusted}")
+        say(f"Listening at {agent.path}")
+        say("Next, beside this process:")
+        say("  flower-supernode --superlink SERVER:8000 --root-certificates CA.crt \\")
+        say(f"    --node-config 'agent=\"{agent.path}\"'")
+
+    agent.serve(ready)
+    console.print("Stopped.")
 
 
 @device.command()
@@ -53,12 +163,13 @@ def ask(
     prompt: Annotated[str, typer.Argument(help="What the model shall continue.")],
     method: MethodName = "meso",
     config: ConfigFile = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Continue a prompt with the personalised model."""
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
-    typer.echo(_open(vault, config).answer(method, prompt))
+    typer.echo(_personalised(_open_vault(vault, passphrase_file), config).answer(method, prompt))
 
 
 @device.command()
@@ -67,32 +178,181 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder for the PEFT adapter.")],
     method: MethodName = "meso",
     config: ConfigFile = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Write the whole stack of this person, folded into one LoRA, as a PEFT adapter.
 
     It holds what the device has learned about the person: keep it at home.
     """
-    from shared.lora.peft_format import save_peft
+    from shared.lora.export import check_target, export_adapter
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
-    opened = _open(vault, config)
+    check_target(out)
+    opened = _personalised(_open_vault(vault, passphrase_file), config)
     stack = opened.personalised(method).folded()
     if stack is None:
         raise MesofedError(f"Method {method} is the base model alone: there is nothing to export.")
-    save_peft(stack, out, opened.base.name)
-    typer.echo(f"{out}: rank {stack.rank}. Load it with peft.PeftModel.from_pretrained(base, ...).")
+    holds = f"One person's whole stack by {method}, folded into one LoRA; keep it at home."
+    typer.echo(export_adapter(stack, out, opened.base, holds))
 
 
-def _open(vault: Path, config: Path | None) -> "Device":
-    from client.device import Device
+@device.command()
+def inspect(
+    vault: VaultFolder,
+    passphrase_file: PassphraseFile = None,
+    raw: Annotated[bool, typer.Option(help="Also print the very bytes that were sent.")] = False,
+    errors: Annotated[bool, typer.Option(help="Print what went wrong, instead.")] = False,
+) -> None:
+    """Say what a vault holds, and everything that has left the device."""
+    from client.agent import error_journal
+    from client.inspection import sent, stored
+
+    home = _open_vault(vault, passphrase_file)
+    person = home.person()
+    console = output()
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    if errors:
+        for entry in error_journal(home).entries():
+            say(f"{entry['time']} {entry['request']}\n{entry['error']}")
+        return
+    say(f"{vault}: {'encrypted' if home.seal.key else 'not encrypted, of a simulation'}")
+    say(f"  {len(person.history)} history items; release {home.installed() or 'none'}")
+    for kind, files, size in stored(home):
+        say(f"  {kind:<20} {files:>5} files {size / 1e6:>9.3f} MB")
+    entries = list(sent(home))
+    say(f"Sent: {len(entries)} answers, {sum(len(e['bytes']) for e in entries):,} bytes in all")
+    for entry in entries:
+        what = "  (empty: installed)" if not entry["records"] else ""
+        say(f"  {entry['time']} {entry['request']} release {entry['release']}{what}")
+        for record in entry["records"].values():
+            for name, value in record.items():
+                say(f"      {name} {value}")
+        if raw:
+            say(f"      {entry['bytes'].hex()}")
+
+
+@device.command()
+def passphrase(
+    vault: VaultFolder,
+    new_passphrase_file: Annotated[
+        Path | None, typer.Option(help="File with the new passphrase; default: asked.")
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Change the passphrase of a vault."""
+    from client.lock import change_passphrase
+
+    home = _open_vault(vault, passphrase_file)
+    fresh = _passphrase(new_passphrase_file, new=True, variable="")()
+    change_passphrase(vault, home.seal, fresh)
+    typer.echo(f"{vault} opens with the new passphrase, and no more with the old one.")
+
+
+@device.command()
+def forget(
+    vault: VaultFolder,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase a vault: its key first, then every file."""
+    from client.agent import owned
+    from client.inspection import erase
+    from client.lock import LOCK, PERSON
     from client.vault import Vault
-    from shared.base_model import load_base
-    from shared.config import load_config
 
-    home = Vault(vault)
+    if not any((vault / name).exists() for name in (LOCK, PERSON)):
+        raise MesofedError(f"Expected a vault in {vault}; there is none. Nothing was changed.")
+    if not yes and not typer.confirm(f"Erase {vault} for good?"):
+        raise MesofedError("Nothing was erased.")
+    sealed = (vault / LOCK).exists()
+    with owned(Vault(vault)):
+        files, size = erase(vault)
+    typer.echo(f"{vault} is gone: {files} files, {size:,} bytes.")
+    if sealed:
+        typer.echo("Its key was destroyed first: no copy of these files can be read any more.")
+
+
+def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
+    from client.lock import unlock
+    from client.vault import Vault
+
+    if not folder.is_dir():
+        Vault(folder).person()  # says what to do
+    return Vault(folder, unlock(folder, _passphrase(passphrase_file)))
+
+
+def _personalised(home: "Vault", config: Path | None) -> "Device":
+    """Return the device of a vault that holds a release for the settings in use."""
+    from shared.config import load_config
+    from shared.release_files import verify_files
+
     home.person()
-    of_run = vault.resolve().parent.parent / "config.toml"
-    settings = load_config(config or (of_run if of_run.is_file() else None))
-    base = load_base(settings.base, settings.adapt)
+    settings = load_config(_config_of(home, config))
+    verify_files(home.release_files())
+    opened = _device_of(home, settings)
+    try:
+        opened.release()
+    except MesofedError as error:
+        # Its files are whole, so it is for another base model, adapt or base.top_layers.
+        found = _config_of(home, config)
+        used = f"those of {found}" if found else "the defaults, since the vault is in no run"
+        raise MesofedError(
+            f"{error} The settings in use are {used}; name the file with the settings that the "
+            "release was trained with: --config FILE."
+        ) from error
+    return opened
+
+
+def _config_of(home: "Vault", config: Path | None) -> Path | None:
+    of_run = home.folder.resolve().parent.parent / "config.toml"
+    return config or (of_run if of_run.is_file() else None)
+
+
+def _device_of(home: "Vault", settings: "RunConfig") -> "Device":
+    from client.device import Device
+    from shared.base_model import load_base
+    from shared.compute import compute, use_threads
+
+    use_threads(settings.threads)
+    base = compute(lambda: load_base(settings.base, settings.adapt))
     return Device(base, home, settings.methods, settings.private, settings.seed)
+
+
+def _passphrase(
+    file: Path | None, *, new: bool = False, variable: str = PASSPHRASE_VARIABLE
+) -> Callable[[], str]:
+    """Return how the passphrase is found: in a file, in the environment, or by asking."""
+
+    def find() -> str:
+        if file is not None:
+            try:
+                return file.read_text(encoding="utf-8").rstrip("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise MesofedError(f"Cannot read the passphrase file {file}: {error}.") from error
+        if variable and os.environ.get(variable):
+            return os.environ[variable]
+        asked: str = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=new)
+        return asked
+
+    return find
+
+
+def _socket_folder() -> Path:
+    """Return a folder that only this user may enter."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(runtime) / "mesofed" if runtime else Path.home() / ".mesofed" / "sockets"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def _user_id(name: str) -> int:
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError as error:
+        raise MesofedError(f"Expected the name of a user of this system; got {name!r}.") from error

@@ -1,13 +1,10 @@
 """The device: one person's base model, vault and current release, and what they do together."""
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
-from flwr.app import Context
 from torch import Tensor
 
 from client.answers import generate
@@ -15,24 +12,20 @@ from client.evaluation import evaluate_stacks
 from client.personalize import Personalised, Routing, begin_personalising, compose, route
 from client.stacking import stacked
 from client.vault import Vault
-from shared.base_model import BaseModel, load_base
-from shared.compute import compute, use_threads
-from shared.config import CorpusConfig, PrivateConfig
-from shared.corpus.load import load_corpus
-from shared.corpus.split import split_users
-from shared.corpus.user import User
+from shared.base_model import BaseModel
+from shared.compute import compute
+from shared.config import PrivateConfig
 from shared.embedding import embed_user
 from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
 from shared.methods import METHODS
 from shared.protocol import RouterStatistics, as_sent
-from shared.release import MANIFEST, Release, unpack_release, verify_files
+from shared.release import Release, unpack_release
+from shared.release_files import MANIFEST, verify_files
 from shared.routing import normalised_entropy
-from shared.run_settings import partition, resolve_run, vault_folder
 from shared.samples import encode_prompt, history_samples
 from shared.seeding import derive_seed
-
-_reading = threading.Lock()
+from shared.signature import verify_signature
 
 
 @dataclass(frozen=True)
@@ -65,10 +58,21 @@ class Device:
         Raises
         ------
         MesofedError
-            If the release is not what its manifest says, not for this base model, or neither
-            newer than the installed one nor the same; the vault then keeps what it has.
+                If the release is not signed by the server that the vault trusts, not what its
+            manifest says, not for this base model, or neither newer than the installed one nor
+            the same; the vault then keeps what it has.
         """
         return compute(lambda: self._install(files))
+
+    def prepare(self) -> None:
+        """Do ahead what answers would wait for: read and embed the history.
+
+        Raises
+        ------
+        MesofedError
+            If the vault has no person in it.
+        """
+        compute(self._embedding)
 
     def personalise(self) -> None:
         """Personalise by every method for the installed release, and keep each as it is done.
@@ -148,9 +152,13 @@ class Device:
             return generate(self.base, parts, [[prompt]], max_new_tokens)[0][0]
 
     def _install(self, files: Mapping[str, bytes]) -> int:
+        pinned = self.vault.trusted()
+        key = verify_signature(files, pinned)
         release = _unpacked(files, self.base)
         self._check_order(release.version, files)
         self.vault.install(release.version, files)
+        if key != pinned:  # the server has a new key, and the old one says so
+            self.vault.trust(key)
         return release.version
 
     def _begin(self, release: Release) -> dict[str, Callable[[], Personalised]]:
@@ -243,40 +251,3 @@ def _unpacked(files: Mapping[str, bytes], base: BaseModel) -> Release:
     if _last is None or _last[:3] != wanted:
         _last = *wanted, unpack_release(files, base)
     return _last[3]
-
-
-def open_device(context: Context) -> Device:
-    """Return the device of a Flower node.
-
-    A node of a simulation is the device user of its partition; that person moves into the vault
-    when the device is opened for the first time.
-
-    Raises
-    ------
-    MesofedError
-        If the settings, the corpus or the vault cannot be used, or the partition has no person.
-    """
-    config = resolve_run(context).config
-    vault = Vault(vault_folder(context))
-    if not vault.exists and not context.node_config.get("vault"):
-        people, index = _people(config.corpus, config.seed), partition(context)
-        if index >= len(people):
-            raise MesofedError(
-                f"Expected a partition below {len(people)}, the number of device users; got "
-                f"{index}. Start fewer nodes, or raise corpus.device_users."
-            )
-        vault.move_in(people[index])
-    use_threads(config.threads)
-    base = compute(lambda: load_base(config.base, config.adapt))
-    return Device(base, vault, config.methods, config.private, config.seed)
-
-
-def _people(config: CorpusConfig, seed: int) -> tuple[User, ...]:
-    # Many devices of a simulation are opened at once; one of them reads the corpus.
-    with _reading:
-        return _device_users(config, seed)
-
-
-@lru_cache(maxsize=1)
-def _device_users(config: CorpusConfig, seed: int) -> tuple[User, ...]:
-    return split_users(load_corpus(config, seed), config, seed).device

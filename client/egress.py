@@ -14,14 +14,13 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
 
-from shared.errors import MesofedError
 from shared.protocol import (
     REASONS,
-    ProtocolError,
     Refusal,
     ReplyError,
     canonical_reply,
     read_round,
+    refusal_of,
 )
 from shared.run_settings import vault_folder
 
@@ -38,7 +37,7 @@ def egress_guard(message: Message, context: Context, call_next: ClientAppCallabl
     except BaseException as error:
         # SystemExit and KeyboardInterrupt carry texts too, and Flower would send them on.
         _log(context, message, error)
-        return refuse(message, _refusal(error))
+        return refuse(message, refusal_of(error))
 
 
 def refuse(message: Message, refusal: Refusal) -> Message:
@@ -47,9 +46,10 @@ def refuse(message: Message, refusal: Refusal) -> Message:
 
 
 def error_log(context: Context) -> Path:
-    """Return the device's own log of what went wrong; it lies beside the vault."""
-    vault = vault_folder(context)
-    return vault.with_name(f"{vault.name}.errors.log")
+    """Return the log of what went wrong here; it lies beside the agent's socket or the vault."""
+    agent = context.node_config.get("agent")
+    place = Path(str(agent)).expanduser() if agent else vault_folder(context)
+    return place.with_name(f"{place.name}.errors.log")
 
 
 def _allowed(reply: object, message: Message, release: int) -> Message:
@@ -58,14 +58,6 @@ def _allowed(reply: object, message: Message, release: int) -> Message:
         raise ReplyError(f"Expected an answer with content from the handler; got {reply!r}.")
     content = canonical_reply(message.metadata.message_type, reply.content, release)
     return Message(content, reply_to=message)
-
-
-def _refusal(error: BaseException) -> Refusal:
-    if isinstance(error, ProtocolError):
-        return error.refusal
-    if isinstance(error, MesofedError):
-        return Refusal.REQUEST_REFUSED
-    return Refusal.DEVICE_FAILED
 
 
 def _log(context: Context, message: Message, error: BaseException) -> None:

@@ -1,48 +1,79 @@
 """The vault: a device's private state, one folder a person. Nothing in it is ever sent.
 
+    lock.json                    how the vault's key is kept; the vaults of a simulation have none
     person.jsonl                 the history, and the person's own queries
+    server.pub                   the key whose releases the device takes
     embedding/<base>.safetensors  the embedding of the history, by base model
-    releases/r1/                 the releases that were installed
+    releases/r1/                 the current release, and the one before
     installed.json               which of them is current
     private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve
-    statistics/r1.json           what was sent, for the person to read
+    journal                      everything that was sent, byte for byte, in order
+    statistics/r1.json           the router statistics of a release, as they were sent
 
-Every file is written to a temporary name and renamed, so a crash leaves the former state. What a
-failing disk takes all the same counts as missing where it can be made again: by installing the
-same release, or the next one.
+Every file but the lock is sealed with the vault's key. Files are written to a temporary name and
+renamed, so a crash leaves the former state; the journal grows by whole records. What a failing
+disk takes all the same counts as missing where it can be made again: by installing the same
+release, or the next one.
 """
 
+import hashlib
 import json
+import os
+import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
-
-from shared.atomic_file import write_bytes, write_json
+from client.journal import Journal
+from client.lock import PERSON
+from client.seal import OPEN, DamagedError, Seal
+from shared.atomic_file import write_bytes
 from shared.corpus.user import User
-from shared.corpus.user_file import read_users, write_users
+from shared.corpus.user_file import dump_users, parse_users
 from shared.errors import MesofedError
-from shared.release import read_release_files, write_release_files
+from shared.program import command
+from shared.release_files import MANIFEST
+from shared.signature import read_key_text
+
+# Whether there is a vault can be told before the seconds that the deep-learning stack takes.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INSTALLED, SERVER_KEY, JOURNAL = "installed.json", "server.pub", "journal"
 
 
 @dataclass(frozen=True)
 class Vault:
-    """One person's private folder."""
+    """One person's private folder.
+
+    Attributes
+    ----------
+    folder : Path
+    seal : Seal
+        What its files are sealed with.
+    pool : Path or None
+        In a simulation: keeps the files of releases once, for all vaults to link to.
+    """
 
     folder: Path
+    seal: Seal = OPEN
+    pool: Path | None = None
 
     @property
     def exists(self) -> bool:
         """Whether a person has moved in."""
-        return (self.folder / "person.jsonl").exists()
+        return (self.folder / PERSON).exists()
+
+    @property
+    def journal(self) -> Journal:
+        """Everything that was sent."""
+        return Journal(self.folder / JOURNAL, self.seal)
 
     def move_in(self, user: User) -> None:
         """Store a person's history and queries."""
-        write_users(self.folder / "person.jsonl", [user])
+        self._write(PERSON, dump_users([user]))
 
     def person(self) -> User:
         """Return the person.
@@ -55,10 +86,10 @@ class Vault:
         if not self.exists:
             raise MesofedError(
                 f"Expected a vault with a person's history in {self.folder}; it is empty. "
-                "Create it with `mesofed device init`."
+                f"Create it with `{command('device', 'init')}`."
             )
-        path = self.folder / "person.jsonl"
-        people = read_users(path)
+        path = self.folder / PERSON
+        people = parse_users(self._read(PERSON), path)
         if len(people) != 1:
             raise MesofedError(
                 f"Expected one person in {path}; got {len(people)}. Restore the file, or remove "
@@ -66,10 +97,43 @@ class Vault:
             )
         return people[0]
 
+    def trust(self, key: str) -> None:
+        """Pin the public key of the server whose releases the device takes.
+
+        Raises
+        ------
+        MesofedError
+            If the text is no public key.
+        """
+        read_key_text(key)
+        self._write(SERVER_KEY, key.strip().encode() + b"\n")
+
+    def trusted(self) -> str:
+        """Return the pinned public key.
+
+        Raises
+        ------
+        MesofedError
+            If there is none, or the file is damaged.
+        """
+        if not (self.folder / SERVER_KEY).exists():
+            raise MesofedError(
+                f"Expected the key of a server that {self.folder} trusts; there is none. Ask the "
+                f"server's operator for it, and run `{command('device', 'trust')}`."
+            )
+        return self._read(SERVER_KEY).decode("ascii", "replace").strip()
+
     def install(self, version: int, files: Mapping[str, bytes]) -> None:
-        """Keep a verified release and make it the current one."""
-        write_release_files(self.folder / "releases" / f"r{version}", files)
-        write_json(self.folder / "installed.json", {"release": version})
+        """Keep a verified release and make it the current one; the one before stays, no other."""
+        folder = f"releases/r{version}"
+        for name in sorted(files, key=lambda name: name == MANIFEST):
+            self._keep(f"{folder}/{name}", files[name])
+        before = self._installed_or_none()
+        self._write(INSTALLED, json.dumps({"release": version}).encode())
+        if version != before:
+            for old in (self.folder / "releases").iterdir():
+                if old.name not in (f"r{version}", f"r{before}"):
+                    shutil.rmtree(old, ignore_errors=True)
 
     def installed(self) -> int | None:
         """Return the current release's version, or None before the first.
@@ -80,19 +144,19 @@ class Vault:
             If the file is damaged. It is not taken for missing: the device could be sent back to
             an older release.
         """
-        path = self.folder / "installed.json"
+        path = self.folder / INSTALLED
         if not path.exists():
             return None
         try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["release"])
-        except (ValueError, TypeError, KeyError) as error:
+            return int(json.loads(self._read(INSTALLED).decode("utf-8"))["release"])
+        except (ValueError, TypeError, KeyError, DamagedError) as error:
             raise MesofedError(
                 f"Expected the current release's number in {path}; it is damaged ({error!r}). "
-                'Write {"release": N} into it, N being the highest r<N> in releases.'
+                "Restore it from a copy, or create the vault again."
             ) from error
 
     def release_files(self) -> dict[str, bytes]:
-        """Return the files of the current release, as far as they are there.
+        """Return the files of the current release, as far as they are there and sound.
 
         Raises
         ------
@@ -103,56 +167,116 @@ class Vault:
         if version is None:
             raise MesofedError(f"Expected an installed release in {self.folder}; there is none.")
         folder = self.folder / "releases" / f"r{version}"
-        return read_release_files(folder) if folder.is_dir() else {}
+        names = (
+            sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+            if folder.is_dir()
+            else ()
+        )
+        found = {name: self._find(f"releases/r{version}/{name}") for name in names}
+        return {name: data for name, data in found.items() if data is not None}
 
     def save_private(
-        self, version: int, method: str, tensors: Mapping[str, Tensor], log: Mapping[str, Any]
+        self, version: int, method: str, tensors: Mapping[str, "Tensor"], log: Mapping[str, Any]
     ) -> None:
         """Keep what a method has trained; the log goes last and marks it as finished."""
-        folder = self.folder / "private" / f"r{version}"
-        write_bytes(folder / f"{method}.safetensors", save(dict(tensors)))
-        write_json(folder / f"{method}.json", dict(log))
+        from safetensors.torch import save
+
+        name = f"private/r{version}/{method}"
+        self._write(f"{name}.safetensors", save(dict(tensors)))
+        self._write(f"{name}.json", _dumped(log))
 
     def load_private(
         self, version: int, method: str
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    ) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
         """Return what a method has trained and its log, or None if it has not finished."""
-        folder = self.folder / "private" / f"r{version}"
-        log = _json(folder / f"{method}.json")
-        tensors = _tensors(folder / f"{method}.safetensors")
+        name = f"private/r{version}/{method}"
+        log, tensors = self._object(f"{name}.json"), self._tensors(f"{name}.safetensors")
         return (tensors, log) if log is not None and tensors is not None else None
 
-    def save_embedding(self, fingerprint: str, embedding: Tensor) -> None:
+    def save_embedding(self, fingerprint: str, embedding: "Tensor") -> None:
         """Keep the embedding of the history by a base model."""
-        path = self.folder / "embedding" / f"{fingerprint}.safetensors"
-        write_bytes(path, save({"embedding": embedding}))
+        from safetensors.torch import save
 
-    def load_embedding(self, fingerprint: str) -> Tensor | None:
+        self._write(f"embedding/{fingerprint}.safetensors", save({"embedding": embedding}))
+
+    def load_embedding(self, fingerprint: str) -> "Tensor | None":
         """Return the embedding of the history by a base model, or None."""
-        found = _tensors(self.folder / "embedding" / f"{fingerprint}.safetensors")
+        found = self._tensors(f"embedding/{fingerprint}.safetensors")
         return found["embedding"] if found is not None else None
 
     def save_statistics(self, version: int, statistics: Mapping[str, Any]) -> None:
-        """Keep a copy of what is sent."""
-        write_json(self.folder / "statistics" / f"r{version}.json", dict(statistics))
+        """Keep the router statistics of a release."""
+        self._write(f"statistics/r{version}.json", _dumped(statistics))
 
     def statistics(self, version: int) -> dict[str, Any] | None:
-        """Return what was sent for a release, or None."""
-        return _json(self.folder / "statistics" / f"r{version}.json")
+        """Return the router statistics of a release, or None."""
+        return self._object(f"statistics/r{version}.json")
+
+    # Every file goes through these.
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_bytes(self.folder / name, self.seal.close(name, data), mode=0o600)
+
+    def _read(self, name: str) -> bytes:
+        path = self.folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise MesofedError(f"Cannot read {path}: {error.strerror}.") from error
+        return self.seal.open(name, data)
+
+    def _find(self, name: str) -> bytes | None:
+        """Return a file's content, or None if it is missing or damaged."""
+        if not (self.folder / name).exists():
+            return None
+        try:
+            return self._read(name)
+        except DamagedError:
+            return None
+
+    def _object(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON object that was kept, or None if the file is missing or damaged."""
+        data = self._find(name)
+        try:
+            found = json.loads(data.decode("utf-8")) if data is not None else None
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _tensors(self, name: str) -> "dict[str, Tensor] | None":
+        """Return tensors that were kept, or None if the file is missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        data = self._find(name)
+        try:
+            return load(data) if data is not None else None
+        # The library lets errors about unknown formats and impossible shapes through as they come.
+        except (SafetensorError, KeyError, TypeError, RuntimeError):
+            return None
+
+    def _installed_or_none(self) -> int | None:
+        try:
+            return self.installed()
+        except MesofedError:
+            return None
+
+    def _keep(self, name: str, data: bytes) -> None:
+        """Write a file of a release; where vaults share a pool, link to the one that is there."""
+        if self.pool is None:
+            self._write(name, data)
+            return
+        kept, path = self.pool / hashlib.sha256(data).hexdigest(), self.folder / name
+        if not kept.exists():
+            write_bytes(kept, data)
+        link = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(kept, link)
+            link.replace(path)
+        except OSError:  # another file system, or one without links
+            self._write(name, data)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    """Return an object that was kept, or None if the file is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _tensors(path: Path) -> dict[str, Tensor] | None:
-    """Return tensors that were kept, or None if the file is missing or damaged."""
-    try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        return None
+def _dumped(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(value), ensure_ascii=False, allow_nan=False, indent=2).encode()

@@ -20,6 +20,7 @@ from server.bank import train_bank
 from server.curation import resample, user_weights
 from server.experts import TrainedExperts, train_experts
 from server.population import train_population
+from server.signing_keys import signer
 from shared.atomic_file import write_bytes, write_json
 from shared.base_model import BaseModel, load_base
 from shared.cohort import Trained
@@ -29,17 +30,13 @@ from shared.embedding import EmbeddingSpace, embed_user
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import stage
-from shared.release import (
-    MANIFEST,
-    Release,
-    pack_release,
-    read_release_files,
-    unpack_release,
-    write_release_files,
-)
+from shared.release import Release, pack_release, unpack_release
+from shared.release_files import MANIFEST, read_release_files, write_release_files
 from shared.routing import Router
+from shared.run_settings import keys_folder
 from shared.samples import Sample, history_samples, query_samples
 from shared.seeding import derive_seed
+from shared.signature import sign_release
 
 # Axes of the embedding space: enough to tell a dozen groups apart, few enough that noise among a
 # few dozen users does not drown them.
@@ -117,7 +114,7 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         top_k=min(config.bank.top_k, len(bank)),
         temperature=config.bank.temperature,
     )
-    files = pack_release(release)
+    files = sign_release(pack_release(release), signer(keys_folder(config, run_dir)))
     unpack_release(files, base)  # what devices would refuse, as values out of bounds, ends here
     write_release_files(folder, files)
     return folder

@@ -10,11 +10,16 @@ from typing import Any
 from shared.errors import MesofedError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file as a whole; its folder is made if missing.
 
     The bytes go to a hidden ``.{name}.{random}.tmp`` in the same folder, reach the disk, and take
     the final name in one step. A kill leaves at most such a temporary file behind.
+
+    Parameters
+    ----------
+    mode : int
+        Rights of the file, less what the process's umask takes away.
 
     Raises
     ------
@@ -25,7 +30,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("xb") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with open(os.open(temporary, flags, mode), "wb") as file:  # noqa: PTH123
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

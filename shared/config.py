@@ -122,6 +122,12 @@ class RoundsConfig(Section):
     )
 
 
+class ReleaseConfig(Section):
+    """How releases are signed."""
+
+    keys: str = Field("", description="folder of the server's signing key; default: <run>/keys")
+
+
 class ExperimentConfig(Section):
     """What every experiment needs: people, a base model, and how each part is trained."""
 
@@ -153,6 +159,7 @@ class RunConfig(ExperimentConfig):
     engine: Literal["local", "ray"] = "local"
     methods: tuple[str, ...] = ("base", "population", "oppu", "proper-folded", "mta-exact", "meso")
     rounds: RoundsConfig = RoundsConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
     @field_validator("methods")
     @classmethod
@@ -224,9 +231,18 @@ def read_settings(
         ]
         raise MesofedError("\n".join(["The configuration is not valid:", *lines])) from error
     # A run may be resumed from another folder.
-    paths = {"path": config.corpus.path, "outputs": config.corpus.outputs}
-    absolute = {name: str(Path(path).resolve()) for name, path in paths.items() if path}
-    return config.model_copy(update={"corpus": config.corpus.model_copy(update=absolute)})
+    absolute: dict[str, Section] = {"corpus": _absolute(config.corpus, "path", "outputs")}
+    if isinstance(config, RunConfig):
+        absolute["release"] = _absolute(config.release, "keys")
+    return config.model_copy(update=absolute)
+
+
+def _absolute(section: Section, *names: str) -> Section:
+    """Return a section whose paths, where they are set, are absolute."""
+    paths = {name: getattr(section, name) for name in names}
+    return section.model_copy(
+        update={name: str(Path(path).resolve()) for name, path in paths.items() if path}
+    )
 
 
 def dump_config(config: ExperimentConfig) -> str:

@@ -90,6 +90,15 @@ class ReplyError(ProtocolError):
         super().__init__(reason, Refusal.REPLY_BLOCKED)
 
 
+def refusal_of(error: BaseException) -> Refusal:
+    """Return the code under which a device tells of an error, whatever its text says."""
+    if isinstance(error, ProtocolError):
+        return error.refusal
+    if isinstance(error, MesofedError):
+        return Refusal.REQUEST_REFUSED
+    return Refusal.DEVICE_FAILED
+
+
 @dataclass(frozen=True)
 class RouterStatistics:
     """How one device's router uses a release: the only thing that a device sends.

@@ -2,10 +2,11 @@
 
 run folder   run_config["run-dir"], else $MESOFED_RUN_DIR, else ~/.mesofed/runs/<run id>
 config       <run folder>/config.toml, else the file run_config["config"], else the defaults
-vault        node_config["vault"], else <run folder>/vaults/<partition:04d>
+keys         the config's release.keys, else <run folder>/keys
+vault        <run folder>/vaults/<partition:04d>
 
-A real device names its vault, and then reads no file that a server names: its config is the file
-node_config["config"], else the defaults.
+Vaults lie in a run's folder in a simulation alone: a real device has an agent, which reads no file
+that a server names.
 """
 
 import os
@@ -36,11 +37,6 @@ class RunSettings:
     run_dir: Path
     config: RunConfig
 
-    @property
-    def config_file(self) -> Path:
-        """The configuration that a run keeps, so that it can be resumed."""
-        return self.run_dir / "config.toml"
-
 
 def run_folder(context: "Context") -> Path:
     """Return the absolute path of the run's folder; nothing is created."""
@@ -59,14 +55,16 @@ def resolve_run(context: "Context") -> RunSettings:
         If a setting is not text, or the configuration cannot be read or is not valid.
     """
     folder = run_folder(context)
-    if context.node_config.get("vault"):
-        own = _text(context.node_config.get("config", ""), "config")
-        return RunSettings(folder, load_config(Path(own).expanduser() if own else None))
     kept = folder / "config.toml"
     if kept.is_file():
         return RunSettings(folder, load_config(kept))
     named = _text(context.run_config.get("config", ""), "config")
     return RunSettings(folder, load_config(Path(named).expanduser() if named else None))
+
+
+def keys_folder(config: RunConfig, run_dir: Path) -> Path:
+    """Return the folder of the key that a run's releases are signed with."""
+    return Path(config.release.keys) if config.release.keys else run_dir / "keys"
 
 
 def partition(context: "Context") -> int:
@@ -81,22 +79,19 @@ def partition(context: "Context") -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise MesofedError(
             f"Expected node_config['partition-id'] to be a whole number from 0; got {number!r}. "
-            "Simulations set it; on a real device set node_config['vault'] instead."
+            "Simulations set it; a real device names the socket of its agent, node_config['agent']."
         )
     return number
 
 
 def vault_folder(context: "Context") -> Path:
-    """Return the absolute path of this node's vault; nothing is created.
+    """Return the absolute path of the vault of a simulation's node; nothing is created.
 
     Raises
     ------
     MesofedError
-        If the node has neither a ``vault`` nor a ``partition-id``.
+        If the node has no ``partition-id``.
     """
-    named = _text(context.node_config.get("vault", ""), "vault")
-    if named:
-        return Path(named).expanduser().absolute()
     return run_folder(context) / "vaults" / f"{partition(context):04d}"
 
 

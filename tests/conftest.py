@@ -14,7 +14,9 @@ from shared.base_model import BaseModel, load_base
 from shared.config import RunConfig
 from shared.corpus.load import load_corpus
 from shared.corpus.split import Split, split_users
-from shared.release import Release, read_release_files, unpack_release
+from shared.release import Release, pack_release, unpack_release
+from shared.release_files import read_release_files
+from shared.signature import sign_release
 
 SETTINGS: dict[str, Any] = {
     "seed": 5,
@@ -59,6 +61,21 @@ class Federation:
     def release(self, version: int, base: BaseModel) -> Release:
         return unpack_release(self.release_files(version), base)
 
+    @property
+    def server_key(self) -> str:
+        """The public key of its server."""
+        return (self.run_dir / "keys" / "release.pub").read_text(encoding="utf-8").strip()
+
+    def signed(self, release: Release) -> dict[str, bytes]:
+        """The files of another release, signed by its server."""
+        return self.signed_files(pack_release(release))
+
+    def signed_files(self, files: dict[str, bytes]) -> dict[str, bytes]:
+        """Whatever files these are, signed by its server."""
+        from server.signing_keys import signer
+
+        return sign_release(files, signer(self.run_dir / "keys"))
+
     def assignments(self) -> list[str]:
         """The same settings as arguments of the command."""
         arguments = []
@@ -88,8 +105,9 @@ def base(small_config: RunConfig) -> BaseModel:
 
 @pytest.fixture(scope="session")
 def federation(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    from simulations.federated import prepare, simulate
+    from simulations.federated import simulate
     from simulations.local_grid import LocalGrid
+    from simulations.prepare import prepare
 
     down: list[bytes] = []
     up: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Users on disk exactly as they are in memory: one JSON object a line, as in a device's vault."""
+"""Users as bytes, exactly as they are in memory: one JSON object a line, as in a device's vault."""
 
 import json
 from collections.abc import Iterable
@@ -6,33 +6,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shared.atomic_file import write_text
 from shared.corpus.user import ProfileItem, Query, User
 from shared.errors import MesofedError
 
 
-def write_users(path: Path, users: Iterable[User]) -> None:
-    """Write users as a whole file, atomically.
+def dump_users(users: Iterable[User]) -> bytes:
+    """Return users as the content of a file."""
+    return "".join(json.dumps(asdict(user)) + "\n" for user in users).encode()
+
+
+def parse_users(data: bytes, path: Path) -> tuple[User, ...]:
+    """Return the users of what ``dump_users`` returned.
+
+    Parameters
+    ----------
+    path : Path
+        Where it comes from, for messages.
 
     Raises
     ------
     MesofedError
-        If the file cannot be written.
-    """
-    write_text(path, "".join(json.dumps(asdict(user)) + "\n" for user in users))
-
-
-def read_users(path: Path) -> tuple[User, ...]:
-    """Read what ``write_users`` wrote.
-
-    Raises
-    ------
-    MesofedError
-        If the file cannot be read, or a line is not a user.
+        If a line is not a user.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
         raise MesofedError(f"Expected a file of users at {path}; {error}.") from error
     users = []
     for number, line in enumerate(lines, start=1):

@@ -1,7 +1,6 @@
 """The command `mesofed compare`."""
 
 import os
-import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from shared.cli import INTERRUPTED
+from shared.console import output
 from shared.errors import MesofedError
+from shared.interrupt import INTERRUPTED, stopping_in_order
+from shared.program import command
 
 compare = typer.Typer(help="Compare methods, centralized and federated, and report on them.")
 
@@ -47,7 +48,6 @@ def _compare(
     quiet_libraries()
     from shared.config import read_settings
     from shared.progress import shown
-    from simulations.cli import _console
     from simulations.comparison.compare import conclude, open_comparison, prepare, run
     from simulations.comparison.config import ComparisonConfig
     from simulations.comparison.tables import render_tables
@@ -57,24 +57,23 @@ def _compare(
             "Expected --resume FOLDER alone: a comparison keeps its own settings. Leave out the "
             "config, --set and --out."
         )
-    console = _console()
+    console = output()
     folder = resume or out or Path("comparisons") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    with shown(console):
+        if resume is None:
+            settings = read_settings(ComparisonConfig, config, tuple(assignments or ()))
+            prepare(settings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+        settings = open_comparison(folder)
+        console.print(f"Comparison: {folder}", markup=False, soft_wrap=True)
     try:
-        with shown(console):
-            if resume is None:
-                settings = read_settings(ComparisonConfig, config, tuple(assignments or ()))
-                prepare(settings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
-            settings = open_comparison(folder)
-            console.print(f"Comparison: {folder}", markup=False, highlight=False, soft_wrap=True)
+        with stopping_in_order(), shown(console):
             run(settings, folder)
     except KeyboardInterrupt:
-        if (folder / "comparison.toml").exists():
-            console.print(
-                f"\nStopped. Continue: mesofed compare --resume {shlex.quote(str(folder))}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+        console.print(
+            f"\nStopped. Continue: {command('compare', '--resume', folder)}",
+            markup=False,
+            soft_wrap=True,
+        )
         # Threads may be deep in a computation; every file is written whole, so just go.
         console.file.flush()
         os._exit(INTERRUPTED)
@@ -82,4 +81,4 @@ def _compare(
         console.print()
         console.print(table)
     page = (folder / "report.html").resolve()
-    console.print(f"\nNext: open {page}", soft_wrap=True, highlight=False)
+    console.print(f"\nNext: open {page}", markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from shared.compute import compute, use_threads
 from shared.config import dump_config, read_settings
 from shared.errors import MesofedError
 from shared.progress import stage
+from shared.run_record import machine_record
 from shared.tasks import TASKS
 from simulations.comparison.catalogue import CONTENDERS
 from simulations.comparison.cell import cell_path, read_cells, write_cell
@@ -23,7 +24,6 @@ from simulations.comparison.results import Results, results_of
 from simulations.comparison.scene import Scene, scenes_of
 from simulations.comparison.scene_record import write_record
 from simulations.comparison.tables import csv_table, markdown_table, results_data
-from simulations.run_record import machine_record
 
 SETTINGS_FILE = "comparison.toml"
 

@@ -21,7 +21,8 @@ from shared.base_model import BaseModel
 from shared.corpus.user import User
 from shared.embedding import embed_user
 from shared.progress import stage
-from shared.release import Release, read_release_files, unpack_release
+from shared.release import Release, unpack_release
+from shared.release_files import read_release_files
 from shared.samples import Sample, history_samples, query_samples
 from shared.seeding import derive_seed
 from simulations.comparison.config import ComparisonConfig, Setting

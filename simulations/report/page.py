@@ -13,7 +13,7 @@ from markupsafe import Markup
 from shared.atomic_file import write_text
 from simulations.report import charts, curves, wording
 from simulations.report.read import read_run
-from simulations.report.run import Curve, DeviceResult, Run
+from simulations.report.run import Curve, RouterUse, Run
 from simulations.report.summary import SHARED_ONLY, Row, Summary, about, summarise_run
 
 _PRIVATE_CURVE = "device"
@@ -27,6 +27,15 @@ class GainPanel:
     better: int
     same: int
     worse: int
+
+
+@dataclass(frozen=True)
+class RouterLine:
+    """What one device sent, under its user's id, or its node's where the user is not known."""
+
+    name: str
+    group: int | None
+    use: RouterUse
 
 
 @dataclass(frozen=True)
@@ -126,29 +135,40 @@ def _mean(columns: list[tuple[float, ...]]) -> list[float]:
     return [sum(own[i] for own in columns) / len(columns) for i in range(width)]
 
 
+def _routed(run: Run) -> list[RouterLine]:
+    """Return what each device sent: by user where results name them, else by node."""
+    known = [
+        RouterLine(device.user_id, device.group, device.router)
+        for device in run.devices
+        if device.router is not None
+    ]
+    if known or not run.rounds:
+        return known
+    return [RouterLine(node, None, use) for node, use in run.rounds[-1].router.items()]
+
+
 def _router(run: Run) -> dict[str, Any] | None:
     """Return what the section on router usage shows; None when no device sent statistics."""
-    routed = [(device, device.router) for device in run.devices if device.router is not None]
+    routed = _routed(run)
     if not routed:
         return None
 
-    def place(pair: tuple[DeviceResult, Any]) -> tuple[int, int, float]:
-        device, use = pair
-        group = len(routed) if device.group is None else device.group
-        if not use.expert_weights:
+    def place(line: RouterLine) -> tuple[int, int, float]:
+        group = len(routed) if line.group is None else line.group
+        if not line.use.expert_weights:
             return group, 0, 0.0
-        return group, _strongest(use.expert_weights), -max(use.expert_weights)
+        return group, _strongest(line.use.expert_weights), -max(line.use.expert_weights)
 
-    groups = {device.user_id: device.group for device, _ in routed if device.group is not None}
+    groups = {line.name: line.group for line in routed if line.group is not None}
     experts = next((stage for stage in reversed(run.training) if stage.stage == "experts"), None)
     return {
         "lines": sorted(routed, key=place),
         "grouped": bool(groups),
-        "experts": _mean([use.expert_weights for _, use in routed]),
-        "anchors": _mean([use.anchor_weights for _, use in routed]),
-        "similarity": sum(use.best_similarity for _, use in routed) / len(routed),
-        "entropy": sum(use.entropy for _, use in routed) / len(routed),
-        "agreement": _agreement({d.user_id: use.expert_weights for d, use in routed}, groups),
+        "experts": _mean([line.use.expert_weights for line in routed]),
+        "anchors": _mean([line.use.anchor_weights for line in routed]),
+        "similarity": sum(line.use.best_similarity for line in routed) / len(routed),
+        "entropy": sum(line.use.entropy for line in routed) / len(routed),
+        "agreement": _agreement({line.name: line.use.expert_weights for line in routed}, groups),
         "server_agreement": _agreement(experts.gates, experts.groups) if experts else None,
     }
 
@@ -165,9 +185,7 @@ def _training(run: Run) -> list[Markup]:
         if stage.release != newest:
             continue
         if any(stage.curves.values()):
-            title = {"population": "population LoRA", "bank": "Meta-LoRA bank"}.get(
-                stage.stage, "group experts"
-            )
+            title = wording.STAGE_NAMES[stage.stage]
             noun = _curve_nouns(stage.stage)
             drawn.append(curves.curve_chart(stage.curves, title, noun, f"train-{stage.stage}"))
         if stage.router:
@@ -260,7 +278,7 @@ def render_page(run: Run, summary: Summary) -> str:
             run=run,
             record=run.record,
             summary=summary,
-            headline=wording.headline(summary),
+            headline=wording.headline(summary) if summary.rows else wording.unmeasured(run),
             clear=wording.CLEAR,
             quality=_charts_of_quality(summary),
             gains=_gain_panels(run, summary),

@@ -25,7 +25,7 @@ def _heading(summary: Summary, task: str) -> str:
 
 
 def _mark(row: Row) -> str:
-    """Return + or - where the paired gain over ``population`` is clear, else nothing."""
+    """Return + or − where the paired gain over ``population`` is clear, else nothing."""
     if row.gain is None or not row.gain.clear:
         return ""
     return "+" if row.gain.estimate.mean > 0 else "−"
@@ -36,7 +36,8 @@ def _cell(summary: Summary, row: Row | None, with_interval: bool) -> Text:
         return Text("–")
     best = row.estimate.mean == summary.best(row.task)
     text = Text(decimal(row.estimate.mean), style="bold" if best else "")
-    text.append(_mark(row) or " ")
+    # Bold does not survive a pipe; the two marks share a width, so that columns line up.
+    text.append(f"{'*' if best else ''}{_mark(row)}".ljust(2))
     if with_interval:
         text.append(f" {interval(row.estimate):>12}", style="dim not bold")
     return text
@@ -53,8 +54,8 @@ def render_table(summary: Summary) -> Table:
     table = Table(
         title=f"Quality on {people} device users",
         title_justify="left",
-        caption="mean over users [95 % interval]; bold best; + − clearly better or worse than "
-        f"population\n({CLEAR})",
+        caption="mean over users [95 % interval]; * best\n"
+        f"+ − clearly better or worse than population\n({CLEAR})",
         caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
@@ -67,7 +68,7 @@ def render_table(summary: Summary) -> Table:
             f"{task_name(task)}\n{_heading(summary, task)}", justify="right", no_wrap=detailed
         )
         if detailed:
-            table.add_column("\nNLL ↓", justify="right", no_wrap=True)
+            table.add_column("\nNLL↓", justify="right", no_wrap=True)
     for method in summary.methods:
         size = summary.costs[method].private_bytes
         cells = [Text(method), Text(byte_size(size) if size else "–")]

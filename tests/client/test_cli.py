@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from client.device import Device
+from client.lock import unlock
 from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.lora.peft_format import load_peft
@@ -18,23 +19,30 @@ def vault(federation: Any) -> Path:
     return federation.run_dir / "vaults" / "0002"
 
 
-def test_init_moves_a_person_in_from_their_texts(mesofed: Any, tmp_path: Path) -> None:
+def test_init_moves_a_person_in_from_their_texts(
+    mesofed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "a.txt").write_text("My first long paragraph here.\n\nThe second one, too.\n")
     (texts / "b.md").write_text("And a third one in another file.\n")
-    done = mesofed("device", "init", tmp_path / "me", "--folder", texts)
+    monkeypatch.setenv("MESOFED_PASSPHRASE", "four quiet old ducks")
+    init = ("device", "init", tmp_path / "me", "--folder", texts, "--lock", "passphrase")
+    done = mesofed(*init)
     assert done.code == 0, done.text
-    person = Vault(tmp_path / "me").person()
+    person = Vault(
+        tmp_path / "me", unlock(tmp_path / "me", lambda: "four quiet old ducks")
+    ).person()
     assert len(person.history) == 3
     assert f"3 paragraphs are in {tmp_path / 'me'}" in done.text
-    assert "--node-config" in done.text
+    assert f"Next: mesofed device trust {tmp_path / 'me'}" in done.text
     assert {item.target for item in person.history} >= {"My first long paragraph here."}
     assert person.queries == ()
     before = (tmp_path / "me" / "person.jsonl").read_bytes()
-    again = mesofed("device", "init", tmp_path / "me", "--folder", texts)
+    assert b"paragraph" not in before
+    again = mesofed(*init)
     assert again.code == 1
-    assert "is a vault already" in again.text
+    assert "maybe a vault already" in again.text
     assert (tmp_path / "me" / "person.jsonl").read_bytes() == before
 
 
@@ -66,7 +74,7 @@ def test_export_writes_the_whole_stack_of_the_person(
     done = mesofed(*arguments)
     assert done.code == 0, done.text
     # population 4 + two experts of 2 + two anchors of 2 + stack 1
-    assert "rank 13" in done.text
+    assert "Rank 13" in done.text
     config = federation.config
     device = Device(base, Vault(vault), config.methods, config.private, config.seed)
     stack = device.personalised("meso-tuned")

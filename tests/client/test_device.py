@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load, load_file
 
 import client.device
-from client.device import Device, open_device
+from client.device import Device
+from client.simulated import open_simulated
 from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
 from shared.errors import MesofedError
 from shared.lora.algebra import base_weights, merged, scale
 from shared.protocol import RouterStatistics, statistics_from_record, statistics_to_record
-from shared.release import Release, pack_release
+from shared.release import Release
 from shared.samples import answer_room, encode, encode_prompt
 from shared.tasks import TASKS
 
@@ -35,6 +36,7 @@ def newcomer(federation: Any, base: BaseModel, tmp_path: Path) -> Callable[..., 
 
     def make(user: User, name: str = "vault", methods: tuple[str, ...] = ()) -> Device:
         vault = Vault(tmp_path / name)
+        vault.trust(federation.server_key)
         vault.move_in(user)
         config = federation.config
         return Device(base, vault, methods or config.methods, config.private, config.seed)
@@ -132,6 +134,10 @@ def another_base(files: dict[str, bytes]) -> dict[str, bytes]:
     return {**files, "manifest.json": json.dumps(manifest).encode()}
 
 
+def unsigned(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name != "manifest.sig"}
+
+
 def without_a_file(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name != "bank.safetensors"}
 
@@ -144,19 +150,45 @@ def nothing(files: dict[str, bytes]) -> dict[str, bytes]:
     return {}
 
 
-@pytest.mark.parametrize("tamper", [flipped, another_base, without_a_file, with_one_more, nothing])
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (flipped, "the hash differs"),
+        (another_base, "Expected a release for this base model"),
+        (without_a_file, "lack or add"),
+        (with_one_more, "lack or add"),
+    ],
+)
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "as it was signed"])
 def test_a_wrong_release_is_refused_and_the_last_good_one_kept(
     tamper: Callable[..., dict[str, bytes]],
+    said: str,
+    signed: bool,
     federation: Any,
     newcomer: Callable[..., Device],
 ) -> None:
     device = newcomer(federation.people.device[0], methods=("population",))
     settle(device, federation.release_files(1))
     before = all_files(device.vault.folder)
-    with pytest.raises(MesofedError):
-        settle(device, tamper(federation.release_files(2)))
+    wrong = tamper(federation.release_files(2))
+    if signed:
+        wrong = federation.signed_files(wrong)
+    elif tamper is another_base:
+        said = "changed after it was signed"
+    with pytest.raises(MesofedError, match=said):
+        settle(device, wrong)
     assert all_files(device.vault.folder) == before
     assert device.statistics().release == 1
+
+
+@pytest.mark.parametrize("tamper", [unsigned, nothing])
+def test_a_release_without_a_signature_is_refused(
+    tamper: Callable[..., dict[str, bytes]], federation: Any, newcomer: Callable[..., Device]
+) -> None:
+    device = newcomer(federation.people.device[0], methods=("population",))
+    with pytest.raises(MesofedError, match=r"Expected a signed release.*got none"):
+        device.install(tamper(federation.release_files(2)))
+    assert device.vault.installed() is None
 
 
 def older(release: Release) -> Release:
@@ -188,7 +220,7 @@ def test_an_older_release_and_another_of_the_same_version_are_refused(
 ) -> None:
     statistics = settled.statistics()
     before = all_files(settled.vault.folder)
-    other = pack_release(change(federation.release(2, base)))
+    other = federation.signed(change(federation.release(2, base)))
     with pytest.raises(MesofedError) as refused:
         settle(settled, other)
     assert "Expected a release newer than 2, or the very same; " + reason in str(refused.value)
@@ -465,23 +497,11 @@ def test_a_node_of_a_simulation_is_the_person_of_its_partition(
     federation: Any, device_context: Any, tmp_path: Path
 ) -> None:
     shutil.copy(federation.run_dir / "config.toml", tmp_path / "config.toml")
+    shutil.copytree(federation.run_dir / "keys", tmp_path / "keys")
     for index in (2, 0):
         context = device_context(tmp_path, **{"partition-id": index, "num-partitions": 3})
-        device = open_device(context)
+        device = open_simulated(context)
         assert device.vault.folder == tmp_path / "vaults" / f"{index:04d}"
         assert device.vault.person() == federation.people.device[index]
     with pytest.raises(MesofedError, match=r"below 3, the number of device users; got 3"):
-        open_device(device_context(tmp_path, **{"partition-id": 3, "num-partitions": 4}))
-
-
-def test_a_node_with_a_vault_of_its_own_takes_nobody_from_the_corpus(
-    federation: Any, device_context: Any, tmp_path: Path
-) -> None:
-    home = tmp_path / "elsewhere"
-    own = str(shutil.copy(federation.run_dir / "config.toml", tmp_path / "device.toml"))
-    node = {"vault": str(home), "config": own, "partition-id": 0, "num-partitions": 3}
-    device = open_device(device_context(tmp_path, **node))
-    with pytest.raises(MesofedError, match="mesofed device init"):
-        settle(device, federation.release_files(1))
-    assert device.vault.folder == home
-    assert not device.vault.exists
+        open_simulated(device_context(tmp_path, **{"partition-id": 3, "num-partitions": 4}))

@@ -48,7 +48,7 @@ def context(tmp_path: Path) -> Context:
     return Context(
         run_id=1,
         node_id=5,
-        node_config={"vault": str(tmp_path / "vault")},
+        node_config={"agent": str(tmp_path / "agent.sock")},
         state=RecordDict(),
         run_config={},
     )
@@ -207,7 +207,7 @@ def test_another_protocol_version_never_reaches_the_handler(context: Context) ->
 
 def test_a_log_that_cannot_be_written_still_lets_nothing_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    for node_config in ({"vault": str(tmp_path / "file" / "vault")}, {}, {"vault": 3}):
+    for node_config in ({"agent": str(tmp_path / "file" / "agent")}, {}, {"agent": 3}):
         nowhere = Context(
             run_id=1, node_id=5, node_config=node_config, state=RecordDict(), run_config={}
         )
@@ -279,28 +279,31 @@ def test_whatever_a_handler_answers_only_declared_values_leave(
         assert all(weight == round(weight, 4) for weight in weights)
 
 
+@pytest.mark.parametrize("place", ["client.agent_call", "client.simulated"])
 def test_app_guards_both_requests_and_knows_no_other(
-    context: Context, monkeypatch: pytest.MonkeyPatch
+    place: str, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real app with a device that fails while it opens."""
+    """The real app with a device that fails when it is asked."""
     import sys
     import types
 
     from client.app import app
 
-    broken = types.ModuleType("client.device")
+    if place == "client.simulated":
+        context.node_config = {"partition-id": 0}
+    broken = types.ModuleType(place)
 
-    def open_device(context: Context) -> None:
+    def ask(*_: object) -> None:
         raise RuntimeError(CANARY)
 
-    broken.open_device = open_device  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "client.device", broken)
+    broken.ask_agent = broken.ask_simulated = ask  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, place, broken)
     for message in (
         request(),
         request(INSTALL_RELEASE, release_to_content({"manifest.json": b"{}"}, 1)),
     ):
         assert refusal_of(over_the_wire(app(message, context))) is Refusal.DEVICE_FAILED
-    monkeypatch.setitem(sys.modules, "client.device", None)
+    monkeypatch.setitem(sys.modules, place, None)
     assert refusal_of(over_the_wire(app(request(), context))) is Refusal.DEVICE_FAILED
     with pytest.raises(ValueError, match="No query function"):
         app(request("query.history"), context)

@@ -16,7 +16,7 @@ from server.training import train_release
 from shared.base_model import BaseModel
 from shared.corpus.user import User
 from shared.errors import MesofedError
-from shared.release import read_release_files
+from shared.release_files import read_release_files
 
 STAGES = {
     "embedding": "embed_user",
@@ -37,7 +37,7 @@ def refuse(*args: Any, **options: Any) -> Any:
 @pytest.fixture
 def run(federation: Any, tmp_path: Path) -> Path:
     """A run whose server has trained both releases, to be changed at will."""
-    for part in ("training", "releases", "statistics"):
+    for part in ("keys", "training", "releases", "statistics"):
         shutil.copytree(federation.run_dir / part, tmp_path / part)
     return tmp_path
 

@@ -6,9 +6,15 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
-from shared.config import RunConfig, dump_config
+from shared.config import RunConfig, dump_config, load_config
 from shared.errors import MesofedError
-from shared.run_settings import RUN_DIR_VARIABLE, resolve_run, run_folder, vault_folder
+from shared.run_settings import (
+    RUN_DIR_VARIABLE,
+    keys_folder,
+    resolve_run,
+    run_folder,
+    vault_folder,
+)
 
 
 def context(node_config: dict[str, Any] | None = None, **run_config: Any) -> Context:
@@ -46,36 +52,25 @@ def test_a_kept_config_wins_over_a_named_one_over_the_defaults(tmp_path: Path) -
     assert not run.exists()
     settings = resolve_run(context(run_dir=str(run)))
     run.mkdir()
-    settings.config_file.write_text(dump_config(RunConfig(seed=6)), encoding="utf-8")
+    (settings.run_dir / "config.toml").write_text(dump_config(RunConfig(seed=6)), encoding="utf-8")
     assert resolve_run(context(run_dir=str(run), config=str(named))).config.seed == 6
 
 
-def test_a_device_with_a_vault_reads_its_own_config_and_none_that_a_server_names(
-    tmp_path: Path,
-) -> None:
-    named, own = tmp_path / "named.toml", tmp_path / "own.toml"
-    named.write_text("seed = 5\n", encoding="utf-8")
-    (tmp_path / "config.toml").write_text("seed = 6\n", encoding="utf-8")
-    own.write_text("seed = 8\n", encoding="utf-8")
-    node = {"vault": str(tmp_path / "vault")}
-    asked = {"run_dir": str(tmp_path), "config": str(named)}
-    assert resolve_run(context(node, **asked)).config == RunConfig()
-    assert resolve_run(context({**node, "config": str(own)}, **asked)).config.seed == 8
-    with pytest.raises(MesofedError, match="Cannot read the config"):
-        resolve_run(context({**node, "config": str(tmp_path / "none")}, **asked))
-
-
-def test_a_vault_is_the_node_s_own_or_lies_in_the_run(tmp_path: Path) -> None:
+def test_the_vault_of_a_simulated_node_lies_in_the_run(tmp_path: Path) -> None:
     run = str(tmp_path)
     assert vault_folder(context({"partition-id": 3}, run_dir=run)) == tmp_path / "vaults" / "0003"
-    own = {"partition-id": 3, "vault": str(tmp_path / "me")}
-    assert vault_folder(context(own, run_dir=run)) == tmp_path / "me"
+
+
+def test_keys_lie_in_the_run_unless_the_config_names_a_folder(tmp_path: Path) -> None:
+    assert keys_folder(RunConfig(), tmp_path) == tmp_path / "keys"
+    config = load_config(overrides=("release.keys=elsewhere/keys",))
+    assert keys_folder(config, tmp_path) == Path.cwd() / "elsewhere" / "keys"
 
 
 @pytest.mark.parametrize("number", [None, -1, True, "2", 1.0])
-def test_a_node_without_vault_or_partition_is_told_what_to_set(number: Any) -> None:
+def test_a_node_without_a_partition_is_told_what_to_set(number: Any) -> None:
     node_config = {} if number is None else {"partition-id": number}
-    with pytest.raises(MesofedError, match=r"node_config\['vault'\]"):
+    with pytest.raises(MesofedError, match=r"node_config\['agent'\]"):
         vault_folder(context(node_config))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.config import RunConfig
-from simulations.federated import prepare
+from simulations.prepare import prepare
 
 
 @pytest.fixture
@@ -28,6 +28,7 @@ def started(federation: Any, tmp_path: Path) -> Callable[..., tuple[RunConfig, P
         )
         run = tmp_path / "run"
         prepare(config, run, ["pytest"])
+        shutil.copytree(federation.run_dir / "keys", run / "keys")
         for part in ("training", "releases"):
             shutil.copytree(federation.run_dir / part / "r1", run / part / "r1")
         return config, run
@@ -44,7 +45,8 @@ def lasting(run: Path) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for pattern in ("releases/**/*", "training/**/*.safetensors", "vaults/**/*.safetensors"):
         for path in run.glob(pattern):
-            if path.is_file() and not path.name.startswith("."):
+            # Every run signs with a key of its own.
+            if path.is_file() and not path.name.startswith(".") and path.suffix != ".sig":
                 kept[str(path.relative_to(run))] = path.read_bytes()
     for pattern in ("statistics/*.json", "results/*.json", "training/**/*.json", "corpus.json"):
         for path in run.glob(pattern):

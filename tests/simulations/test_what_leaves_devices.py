@@ -67,9 +67,9 @@ def test_a_planted_canary_stays_at_home_even_when_devices_raise_it(
     config, run = started(devices=5, quorum=0.1)
     first = federation.people.device[0]
     planted = ProfileItem("h99", "headline", f"{CANARY} text", f"{CANARY} target")
-    Vault(run / "vaults" / "0000").move_in(
-        replace(first, user_id=f"{CANARY} id", history=(planted, *first.history))
-    )
+    home = Vault(run / "vaults" / "0000")
+    home.trust(federation.server_key)
+    home.move_in(replace(first, user_id=f"{CANARY} id", history=(planted, *first.history)))
     errors: dict[str, BaseException] = {
         "0001": RuntimeError(CANARY),
         "0002": MesofedError(CANARY),

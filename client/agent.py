@@ -1,0 +1,219 @@
+"""The device agent: a resident process that owns the vault, the base model and all that is private.
+
+    SuperNode -> flwr-clientapp (a new process a message) -> socket -> agent -> vault, base model
+
+The ClientApp in the short-lived process is code that a server ships. It can ask the agent what the
+protocol declares, and nothing else: there is no request that returns a text, a history or a
+LoRA. The agent acknowledges a release as soon as it is verified and stored, and trains afterwards,
+so that the time of an answer tells nothing about the person.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from client.agent_call import FrameError, receive_frame, send_frame
+from client.boundary import answer
+from client.device import Device
+from client.journal import Journal
+from client.vault import Vault
+from shared.errors import MesofedError
+from shared.flower_internals import content_from_bytes, content_to_bytes
+from shared.protocol import INSTALL_RELEASE, ProtocolError, Refusal, refusal_of
+
+CONNECTIONS = 4
+"""Served at once: each may hold a release in memory."""
+READ_SECONDS = 30.0
+_MOST_ERRORS_BYTES = 1 << 20
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+@dataclass
+class Agent:
+    """A device behind a socket.
+
+    Attributes
+    ----------
+    device : Device
+    path : Path
+        The socket; its folder has to be there.
+    users : frozenset of int
+        User ids that may ask, this process's own among them.
+    """
+
+    device: Device
+    path: Path
+    users: frozenset[int] = field(default_factory=lambda: frozenset({os.getuid()}))
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _work: threading.Event = field(default_factory=threading.Event)
+    _turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(CONNECTIONS))
+
+    def serve(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Answer until :meth:`stop`; call it from the main thread or any other.
+
+        Raises
+        ------
+        MesofedError
+            If another agent has the vault, or the socket cannot be made.
+        """
+        with owned(self.device.vault), self._listening() as listener:
+            self.device.prepare()
+            threading.Thread(target=self._personalise, name="personalise", daemon=True).start()
+            self._work.set()  # what a release before a restart has left undone
+            ready()
+            while not self._stopped.is_set():
+                try:
+                    connection, _ = listener.accept()
+                except OSError:  # stopped, or a time-out to look whether it is
+                    continue
+                self._turns.acquire()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def stop(self) -> None:
+        """End :meth:`serve` within half a second."""
+        self._stopped.set()
+        self._work.set()
+
+    @contextmanager
+    def _listening(self) -> Iterator[socket.socket]:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+            # Owner-only from the first moment on; others are let in by name, and then checked.
+            before = os.umask(0o177)
+            try:
+                listener.bind(str(self.path))
+            finally:
+                os.umask(before)
+            if self.users != {os.getuid()}:
+                self.path.chmod(0o666)
+            listener.listen(CONNECTIONS)
+            listener.settimeout(0.5)
+        except OSError as error:
+            listener.close()
+            raise MesofedError(
+                f"Cannot listen at {self.path}: {error.strerror or error}. Name another place with "
+                "--socket: a folder that is there and yours, and fewer than 100 characters."
+            ) from error
+        try:
+            yield listener
+        finally:
+            listener.close()
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Answer one call; whatever goes wrong ends as a number."""
+        try:
+            with connection:
+                connection.settimeout(READ_SECONDS)
+                if peer_user(connection) not in self.users:
+                    send_frame(connection, {"code": int(Refusal.REQUEST_REFUSED)})
+                    return
+                header, content = self._answered(connection)
+                send_frame(connection, header, content)
+        except OSError:
+            return  # whoever asked has gone
+        finally:
+            self._turns.release()
+
+    def _answered(self, connection: socket.socket) -> tuple[dict[str, object], bytes]:
+        request: object = "unknown"
+        try:
+            frame = receive_frame(connection)
+            request = frame.header.get("request")
+            if set(frame.header) != {"request", "bytes"} or not isinstance(request, str):
+                raise FrameError("a call does not have the form that the agent knows")
+            reply = answer(self.device, request, _records(frame.content))
+            if request == INSTALL_RELEASE:
+                self._work.set()
+            return {"code": 0}, content_to_bytes(reply)
+        except OSError:
+            raise
+        except BaseException as error:
+            log_error(self.device.vault, str(request)[:100], error)
+            refusal = Refusal.MALFORMED_REQUEST if isinstance(error, FrameError) else None
+            return {"code": int(refusal or refusal_of(error))}, b""
+
+    def _personalise(self) -> None:
+        """Train for the installed release whenever there is a new one."""
+        while not self._stopped.is_set():
+            self._work.wait()
+            self._work.clear()
+            try:
+                if not self._stopped.is_set() and self.device.vault.installed() is not None:
+                    self.device.personalise()
+            except Exception as error:
+                log_error(self.device.vault, "personalise", error)
+
+
+def _records(data: bytes) -> RecordDict:
+    try:
+        return content_from_bytes(data)
+    except Exception as error:  # Flower's parser, on bytes that may be anything
+        raise ProtocolError("the request is not in Flower's format") from error
+
+
+@contextmanager
+def owned(vault: Vault) -> Iterator[None]:
+    """Own a vault for the length of a block.
+
+    Raises
+    ------
+    MesofedError
+        If another process owns it.
+    """
+    file = os.open(vault.folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise MesofedError(
+                f"Expected {vault.folder} to be free; another agent has it. Stop that one first."
+            ) from error
+        yield
+    finally:
+        os.close(file)
+
+
+def peer_user(connection: socket.socket) -> int:
+    """Return the user id of the process at the other end, as the kernel knows it.
+
+    Only Linux tells; elsewhere the rights of the socket and of its folder decide alone.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        return os.getuid()
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(data)[1])
+
+
+def error_journal(vault: Vault) -> Journal:
+    """Return the record of what went wrong; it may hold private texts and stays in the vault."""
+    return Journal(vault.folder / "errors", vault.seal)
+
+
+def log_error(vault: Vault, request: str, error: BaseException) -> None:
+    """Record what went wrong; a record that cannot be written changes nothing."""
+    journal = error_journal(vault)
+    with contextlib.suppress(Exception):
+        if journal.path.exists() and journal.path.stat().st_size > _MOST_ERRORS_BYTES:
+            journal.path.unlink()
+        journal.append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "request": request,
+                "error": "".join(traceback.format_exception(error))[-20_000:],
+            }
+        )

@@ -1,0 +1,68 @@
+"""Encryption at rest: every file of a vault is sealed with the vault's own key.
+
+    sealed = "MSV1" | nonce (12 bytes) | AES-256-GCM(key, nonce, bytes), bound to the file's name
+
+Binding the name keeps one file from being put in the place of another; another vault's file has
+another key. A flipped bit anywhere makes the file unreadable, never wrong.
+"""
+
+import os
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from shared.errors import MesofedError
+
+KEY_BYTES = 32
+MAGIC, _NONCE_BYTES, _TAG_BYTES = b"MSV1", 12, 16
+
+
+class DamagedError(MesofedError):
+    """A sealed file that does not open: damaged, changed, moved, or sealed with another key."""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a vault's files are sealed with.
+
+    Attributes
+    ----------
+    key : bytes or None
+        32 bytes. None leaves files as they are: for the vaults of a simulation, whose people are
+        the researcher's own data.
+    """
+
+    key: bytes | None = field(default=None, repr=False)
+
+    def close(self, name: str, data: bytes) -> bytes:
+        """Return the bytes to be written under a name."""
+        if self.key is None:
+            return data
+        nonce = os.urandom(_NONCE_BYTES)
+        return MAGIC + nonce + AESGCM(self.key).encrypt(nonce, data, MAGIC + name.encode())
+
+    def open(self, name: str, data: bytes) -> bytes:
+        """Return what was sealed under a name.
+
+        Raises
+        ------
+        DamagedError
+            If the data is not what was written there.
+        """
+        if self.key is None:
+            return data
+        start = len(MAGIC) + _NONCE_BYTES
+        if not data.startswith(MAGIC) or len(data) < start + _TAG_BYTES:
+            raise DamagedError(f"Expected {name} of the vault to be sealed; it is damaged.")
+        nonce = data[len(MAGIC) : start]
+        try:
+            return AESGCM(self.key).decrypt(nonce, data[start:], MAGIC + name.encode())
+        except InvalidTag as error:
+            raise DamagedError(
+                f"{name} of the vault does not open: it was damaged or changed."
+            ) from error
+
+
+OPEN = Seal()
+"""Of the vaults of a simulation."""

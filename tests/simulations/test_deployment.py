@@ -1,0 +1,162 @@
+"""Deployment on loopback: a SuperLink, two SuperNodes, and a device agent behind each of them."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from client.agent_call import ask_agent
+from client.inspection import sent
+from client.lock import unlock
+from client.vault import Vault
+from server.signing_keys import signer
+from shared.errors import MesofedError
+from shared.flower_environment import SWITCHES
+from shared.protocol import ROUTER_STATISTICS, statistics_request
+
+PASSPHRASE = "four quiet old ducks"
+TEXTS = (
+    "The river runs past the garden.\n\nA letter came by the night train.\n\nWinter again.\n",
+    "Bread and butter at seven.\n\nThe market was loud and bright.\n\nNo road leads back.\n",
+)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Start a program of the virtual environment; its output goes to the file that is returned."""
+    processes: list[subprocess.Popen[bytes]] = []
+    environment = {
+        **os.environ,
+        **SWITCHES,
+        "FLWR_HOME": str(tmp_path / "flower"),
+        "MESOFED_PASSPHRASE": PASSPHRASE,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+    def begin(log: str, *command: object) -> Path:
+        path = tmp_path / f"{log}.log"
+        with path.open("wb") as output:
+            processes.append(
+                subprocess.Popen(
+                    [*map(str, command)],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    cwd=Path(__file__).parents[2],
+                    start_new_session=True,
+                )
+            )
+        return path
+
+    yield begin
+    for process in reversed(processes):
+        os.killpg(process.pid, signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(done: Callable[[], bool], log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, log.read_text(encoding="utf-8")[-3_000:]
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_round_over_sockets_and_sealed_vaults(
+    start: Callable[..., Path], federation: Any, tmp_path: Path
+) -> None:
+    mesofed = [sys.executable, "-c", "from shared.cli import main; main()"]
+    port, run = free_port(), tmp_path / "run"
+    key = signer(tmp_path / "keys").public
+
+    # The devices: their own texts, their own settings, an agent each.
+    settings = federation.config.model_dump(mode="json")
+    own = {name: settings[name] for name in ("seed", "threads", "base", "private")}
+    (tmp_path / "device.toml").write_text(tomli_w.dumps({**own, "methods": ["meso"]}))
+    for name, text in zip("ab", TEXTS, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diary.txt").write_text(text, encoding="utf-8")
+        vault, path = tmp_path / f"vault-{name}", tmp_path / f"{name}.sock"
+        log = start(
+            f"init-{name}",
+            *(*mesofed, "device", "init", vault, "--folder", tmp_path / name),
+            *("--server-key", key, "--lock", "passphrase"),
+        )
+        wait_until(lambda vault=vault: Vault(vault).exists, log)
+        log = start(
+            f"agent-{name}",
+            *(*mesofed, "device", "start", vault),
+            *("--config", tmp_path / "device.toml", "--socket", path),
+        )
+        wait_until(path.exists, log)
+
+    # The server: a SuperLink, and a SuperNode beside each agent.
+    (tmp_path / "flower").mkdir()
+    link = {"address": f"127.0.0.1:{port}", "insecure": True}
+    connections = {"superlink": {"default": "ours", "ours": link}}
+    (tmp_path / "flower" / "config.toml").write_text(tomli_w.dumps(connections))
+    log = start("link", "flower-superlink", "--insecure", "--port", port)
+    wait_until(lambda: reachable(port), log)
+    for name in "ab":
+        agent = f'agent="{tmp_path / name}.sock"'
+        start(
+            f"node-{name}",
+            *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"),
+            *("--port", free_port(), "--node-config", agent),
+        )
+    rounds = {"count": 1, "devices": 2, "quorum": 1.0, "deadline_seconds": 100.0}
+    settings |= {"rounds": rounds, "release": {"keys": str(tmp_path / "keys")}}
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(settings))
+    where = f'run-dir="{run}" config="{tmp_path / "run.toml"}"'
+    time.sleep(10)  # until both nodes have registered
+    log = start("run", "flwr", "run", ".", "ours", "--stream", "--run-config", where)
+    statistics = run / "statistics" / "r1.json"
+    wait_until(statistics.is_file, log, 200)
+
+    record = json.loads(statistics.read_text(encoding="utf-8"))
+    assert (record["asked"], record["answered"], record["refused"]) == (2, 2, [])
+    came = {json.dumps(device["statistics"]["expert_weights"]) for device in record["devices"]}
+    went = set()
+    for name in "ab":
+        vault = tmp_path / f"vault-{name}"
+        home = Vault(vault, unlock(vault, lambda: PASSPHRASE))
+        installed, asked = sent(home)
+        assert (installed["records"], asked["request"]) == ({}, ROUTER_STATISTICS)
+        went.add(json.dumps(asked["records"]["router-statistics"]["expert-weights"]))
+        wait_until(lambda home=home: home.load_private(1, "meso") is not None, log)
+        for path in vault.rglob("*"):
+            assert path.is_dir() or b"river" not in path.read_bytes()
+    assert came == went
+    for path in run.rglob("*"):  # the server has nothing of theirs
+        assert path.is_dir() or not any(t[:20].encode() in path.read_bytes() for t in TEXTS)
+
+    # An agent that is gone is told, and the socket with it.
+    shutil.rmtree(tmp_path / "flower", ignore_errors=True)
+    with pytest.raises(MesofedError, match="Expected a device agent"):
+        ask_agent(tmp_path / "nobody.sock", ROUTER_STATISTICS, statistics_request(1))
+
+
+def reachable(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
