@@ -1,7 +1,7 @@
 """The stack of one person: which parts are on, at which weights, and what the device trains."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -20,6 +20,7 @@ from client.personalize import (
 from shared.base_model import BaseModel
 from shared.config import PrivateConfig
 from shared.embedding import EmbeddingSpace
+from shared.errors import MesofedError
 from shared.lora.algebra import base_weights
 from shared.lora.lora import Factors, Lora
 from shared.methods import METHODS
@@ -185,6 +186,35 @@ def test_the_device_trains_what_the_method_leaves_to_it(
         torch.testing.assert_close(came, expected, atol=2e-4, rtol=1e-4)
         plain = with_delta(base, [], ids)
         assert float((expected - plain).abs().max()) > 0.1
+
+
+def test_private_parts_on_different_maps_train_beside_each_other(
+    release: Release, base: BaseModel
+) -> None:
+    samples = tuple(encode(base, f"post: {i}\ntag:", "gear") for i in range(3))
+
+    def begin(name: str) -> Callable[[], Personalised]:
+        return begin_personalising(base, release, METHODS[name], ROUTING, samples, CONFIG, seed=3)
+
+    names = ("meso-value", "meso-down", "meso-r1")  # one rank and the same shared parts
+    waiting = [begin(name) for name in names]
+    together, alone = [wait() for wait in waiting], [begin(name)() for name in names]
+    for name, first, second in zip(names, together, alone, strict=True):
+        assert first.private is not None
+        assert second.private is not None
+        on = {m.rpartition(".")[2] for m in first.private.factors}
+        assert on == set(ON.get(name, {m.name.rpartition(".")[2] for m in base.maps}))
+        for map_name, factors in first.private:
+            assert torch.equal(factors.b, second.private.factors[map_name].b)
+
+
+def test_a_method_whose_maps_carry_nothing_is_refused(release: Release, base: BaseModel) -> None:
+    narrow = replace(base, maps=tuple(m for m in base.maps if "q_proj" in m.name))
+    sample = encode(base, "post: x\ntag:", "gear")
+    with pytest.raises(MesofedError, match=r"Expected some of v_proj .* for meso-value"):
+        begin_personalising(
+            narrow, release, METHODS["meso-value"], ROUTING, (sample,), CONFIG, seed=3
+        )
 
 
 @pytest.mark.parametrize(
