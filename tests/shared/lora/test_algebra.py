@@ -124,7 +124,9 @@ def test_a_widened_lora_changes_nothing_where_it_was_not() -> None:
     spread = widened(Lora({second: narrow.factors[second]}), wide)
     assert list(spread.factors) == [first, second]
     assert spread.rank == 3
-    assert_update(spread, {first: torch.zeros(3, 4), second: dense(narrow)[second]})
+    assert_update(
+        spread, {first: torch.zeros(3, 4, dtype=torch.float64), second: dense(narrow)[second]}
+    )
     assert_update(
         fuse([wide, spread], [1.0, 2.0]),
         {
