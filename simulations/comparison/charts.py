@@ -63,7 +63,8 @@ def quality_chart(results: Results, task: str, slice_: str, key: str) -> Markup:
                 if row is None:
                     continue
                 central = block.setting == "centralized"
-                height = place + (0.17 if central else -0.17)
+                apart = 0.17 if len(blocks) > 1 else 0.0
+                height = place + (apart if central else -apart)
                 colour = ACCENT if row.ours else MUTED
                 if row.estimate.low is not None and row.estimate.high is not None:
                     axes.plot(
@@ -161,21 +162,21 @@ def bytes_chart(rows: Sequence[Row], block: Block, key: str) -> Markup:
         values = [value for _, value in points]
         spread = max(values) - min(values) or 0.1
         axes.set_ylim(min(values) - 0.15 * spread, max(values) + 0.15 * spread)
-        for (x, y), numbers in together(points, 0.5, 0.06 * spread):
-            lines = [numbers[start : start + 3] for start in range(0, len(numbers), 3)]
+        for (x, y), numbers in together(points, 1.2, 0.07 * spread):
+            lines = [numbers[start : start + 4] for start in range(0, len(numbers), 4)]
             axes.annotate(
                 "\n".join(" ".join(map(str, line)) for line in lines),
                 (x, y),
-                xytext=(8, 0),
+                xytext=(0, 6),
                 textcoords="offset points",
-                va="center",
+                ha="center",
                 fontsize=9,
                 linespacing=1.1,
                 annotation_clip=False,
             )
-        names = {1: "10 bytes", 3: "1 kB", 6: "1 MB", 9: "1 GB"}
+        names = {3: "1 kB", 6: "1 MB", 9: "1 GB"}
         ticks = [power for power in names if power < top]
-        axes.set_xlim(-0.3, top)
+        axes.set_xlim(-0.5, top)
         axes.set_xticks([0, *ticks], ["none", *(names[power] for power in ticks)])
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("private bytes a user")
@@ -198,19 +199,31 @@ def bytes_chart(rows: Sequence[Row], block: Block, key: str) -> Markup:
 def together(
     points: Sequence[tuple[float, float]], width: float, height: float
 ) -> list[tuple[tuple[float, float], list[int]]]:
-    """Return labels for points: where each stands, and the numbers of the points it speaks for.
+    """Return labels for points: where each stands, and the numbers, from 1, that it speaks for.
 
-    A point joins the first label that is nearer than ``width`` and ``height``.
+    Points are gone through from left to right; one joins the first label whose leftmost point is
+    nearer than ``width`` and ``height``. A label stands in the middle of its points, at the top.
     """
-    labels: list[tuple[tuple[float, float], list[int]]] = []
-    for number, (x, y) in enumerate(points, start=1):
-        for (at_x, at_y), numbers in labels:
-            if abs(x - at_x) <= width and abs(y - at_y) <= height:
-                numbers.append(number)
+    groups: list[list[int]] = []
+    for index in sorted(range(len(points)), key=lambda i: points[i]):
+        x, y = points[index]
+        for group in groups:
+            first_x, first_y = points[group[0]]
+            if abs(x - first_x) <= width and abs(y - first_y) <= height:
+                group.append(index)
                 break
         else:
-            labels.append(((x, y), [number]))
-    return labels
+            groups.append([index])
+    return [
+        (
+            (
+                sum(points[i][0] for i in group) / len(group),
+                max(points[i][1] for i in group),
+            ),
+            sorted(i + 1 for i in group),
+        )
+        for group in groups
+    ]
 
 
 def two_axes(places: np.ndarray) -> np.ndarray:
