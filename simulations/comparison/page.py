@@ -20,6 +20,7 @@ from simulations.comparison.config import ComparisonConfig
 from simulations.comparison.results import Block, Results, Row, is_ours
 from simulations.comparison.scene_record import Placed, SceneRecord, read_records
 from simulations.comparison.tables import leaves, slice_name
+from simulations.comparison.user_map import map_chart
 from simulations.report import wording
 from simulations.report.charts import gain_chart, gain_limits
 from simulations.report.curves import curve_chart
@@ -119,7 +120,7 @@ def _groups(records: Sequence[SceneRecord]) -> dict[str, Any] | None:
     )
     return {
         "lines": lines,
-        "map": charts.map_chart(people, groups, f"users, seed {chosen[0].seed}", "map"),
+        "map": map_chart(people, groups, f"users, seed {chosen[0].seed}", "map"),
         "words": f"{kind}. Seed {chosen[0].seed}, federated: server users (hollow in the map) and "
         "device users (filled), each in the shape of its group, whose number stands at its centre.",
     }

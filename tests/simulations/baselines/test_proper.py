@@ -11,9 +11,9 @@ from shared.lora.lora import Factors
 from shared.samples import collate
 from shared.training import Trainee, answer_losses, mean_per_user
 from simulations.baselines.gated_layer import adding
-from simulations.baselines.proper import (
-    PROPERS,
-    Stages,
+from simulations.baselines.proper import PROPERS, Stages
+from simulations.baselines.proper_layer import group_updates, with_lora_router
+from simulations.baselines.proper_training import (
     Trained,
     content_embeddings,
     inference,
@@ -23,7 +23,6 @@ from simulations.baselines.proper import (
     train_lora_router,
     train_user_loras,
 )
-from simulations.baselines.proper_layer import group_updates, with_lora_router
 from simulations.comparison.scene import Scene
 
 

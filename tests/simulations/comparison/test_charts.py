@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from simulations.comparison.charts import together, two_axes
+from simulations.comparison.charts import together
+from simulations.comparison.user_map import two_axes
 
 
 def test_points_in_one_place_share_a_label_in_their_middle() -> None:
