@@ -32,7 +32,7 @@ def slice_name(name: str) -> str:
     """Return a slice in words."""
     if name.startswith("sparse-"):
         return f"{name.removeprefix('sparse-')} history items"
-    return {"all": "all device users", "shifted": "shifted population"}.get(name, name)
+    return {"all": "everybody", "shifted": "shifted population"}.get(name, name)
 
 
 def leaves(row: Row) -> str:

@@ -17,6 +17,7 @@ slices = ["all", "sparse-2"]
 methods = ["base", "population", "user-majority", "rag-1", "oppu", "per-pcs", "mta-exact",
            "fedavg-lora", "meso-code", "meso"]
 [corpus]
+task = "tagging"
 server_users = 6
 device_users = 3
 max_history = 4

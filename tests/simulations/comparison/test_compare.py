@@ -108,7 +108,7 @@ def test_the_command_says_what_to_do(
 ) -> None:
     resumed = mesofed("compare", "--resume", comparison.folder)
     assert resumed.code == 0
-    assert "Tagging, all device users, federated" in resumed.out
+    assert "Tagging, everybody, federated" in resumed.out
     assert "Next: open" in resumed.out
     again = mesofed("compare", comparison.settings, "--out", comparison.folder)
     assert again.code == 1
