@@ -81,6 +81,13 @@ class BaseModel:
         """Size of a hidden state."""
         return _embedding(self.model).shape[1]
 
+    @property
+    def head(self) -> Tensor:
+        """Weight of the vocabulary head, (vocabulary, width)."""
+        weight = self.model.get_output_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def hidden_states(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return the last layer's normalised hidden states of token ids.
 
