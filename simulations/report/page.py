@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from shared.atomic_file import write_text
 from simulations.report import charts, curves, wording
@@ -17,6 +17,10 @@ from simulations.report.run import Curve, RouterUse, Run
 from simulations.report.summary import SHARED_ONLY, Row, Summary, about, summarise_run
 
 _PRIVATE_CURVE = "device"
+WHOLE = 30
+"""Words of code up to this length are not broken at their hyphens."""
+ROWS_SHOWN = 40
+"""A table of more rows gets a box of its own to scroll in; up to so many, all are seen."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,23 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
+def _box(rows: int) -> str:
+    """Return the class of a table that would be too long for the page."""
+    return " tall" if rows > ROWS_SHOWN else ""
+
+
+def _code(text: str) -> Markup:
+    """Return a text in which what stands in backticks is code, its short words kept whole."""
+
+    def code(part: str) -> Markup:
+        whole = Markup('<span class="whole">{}</span>')
+        words = (whole.format(w) if len(w) <= WHOLE else escape(w) for w in part.split(" "))
+        return Markup("<code>{}</code>").format(Markup(" ").join(words))
+
+    parts = enumerate(text.split("`"))
+    return Markup("").join(code(part) if place % 2 else escape(part) for place, part in parts)
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -263,6 +284,8 @@ def _environment() -> Environment:
         bytes=wording.byte_size,
         duration=wording.duration,
         about=about,
+        box=_box,
+        code=_code,
     )
     environment.globals["count_of"] = wording.count_of
     return environment
