@@ -47,8 +47,10 @@ def measure(model: str, devices: int, threads: int) -> dict[str, float]:
     from shared.compute import compute, use_threads
     from shared.corpus.load import load_corpus
     from shared.corpus.split import split_users
-    from simulations.federated import conclude, evaluate_devices, prepare
+    from simulations.federated import evaluate_devices
     from simulations.local_grid import run_local
+    from simulations.prepare import prepare
+    from simulations.report.conclude import conclude
 
     config = run_config(model, devices, threads)
     use_threads(threads)
