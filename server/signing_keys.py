@@ -30,10 +30,11 @@ def signer(folder: Path) -> Signer:
     Raises
     ------
     MesofedError
-        If a file is damaged or of another kind.
+        If a file is damaged or of another kind, or the folder cannot be written.
     """
     if not (folder / PRIVATE).exists():
-        if (folder / ROTATIONS).exists() or (folder / PUBLIC).exists():
+        # A crash while the very first key was made leaves an empty chain and nothing else.
+        if (folder / PUBLIC).exists() or _read_rotations(folder / ROTATIONS):
             raise MesofedError(
                 f"Expected the private key {folder / PRIVATE}; it is gone, while other key files "
                 "are there. Restore it: devices take no releases signed with another key."
@@ -73,8 +74,14 @@ def rotate(folder: Path) -> Signer:
 
 def _write(folder: Path, keys: Signer) -> None:
     """Write the chain, then the key that it ends with, then what is derived from it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise MesofedError(
+            f"Expected {folder} to be a folder of this user's own for signing keys: "
+            f"{error.strerror}. Name another."
+        ) from error
     write_json(folder / ROTATIONS, [step.model_dump() for step in keys.rotations])
     pem = keys.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_bytes(folder / PRIVATE, pem, mode=0o600)
