@@ -349,7 +349,7 @@ def test_whatever_stands_in_a_field_ends_in_a_refusal(field: str, value: Any) ->
     files = sign_release(FILES, chain(1, 2))
     before = json.loads(files[SIGNATURE])
     other = changed(files, lambda content: content.update({field: value}))
-    if json.loads(other[SIGNATURE]) == before and type(value) is not bool:
+    if json.loads(other[SIGNATURE]) == before:
         return
     refused(other, public(1))
 
