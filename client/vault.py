@@ -258,7 +258,8 @@ class Vault:
             self._write(name, data)
             return
         kept, path = self.pool / hashlib.sha256(data).hexdigest(), self.folder / name
-        if not kept.exists():
+        # A file that is installed again may be damaged, and the pool has the very same.
+        if not kept.exists() or (path.exists() and kept.read_bytes() != data):
             write_bytes(kept, data)
         link = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
@@ -267,6 +268,8 @@ class Vault:
             link.replace(path)
         except OSError:  # another file system, or one without links
             self._write(name, data)
+        finally:  # a link that takes the name of its own file stays behind
+            link.unlink(missing_ok=True)
 
 
 def _dumped(value: Mapping[str, Any]) -> bytes:
