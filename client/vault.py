@@ -16,6 +16,7 @@ disk takes all the same counts as missing where it can be made again: by install
 release, or the next one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -269,7 +270,8 @@ class Vault:
         except OSError:  # another file system, or one without links
             self._write(name, data)
         finally:  # a link that takes the name of its own file stays behind
-            link.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                link.unlink()
 
 
 def _dumped(value: Mapping[str, Any]) -> bytes:
