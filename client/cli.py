@@ -269,7 +269,7 @@ def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
     from client.lock import unlock
     from client.vault import Vault
 
-    if not folder.is_dir():
+    if not Vault(folder).exists:
         Vault(folder).person()  # says what to do
     return Vault(folder, unlock(folder, _passphrase(passphrase_file)))
 
