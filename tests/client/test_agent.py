@@ -396,10 +396,11 @@ def test_idle_and_slow_connections_hold_up_nobody_for_ever(resident: Agent, unti
 def test_those_who_leave_before_the_answer_harm_nobody(resident: Agent, until: Any) -> None:
     call = framed({"request": ROUTER_STATISTICS, "bytes": len(GOOD)}, GOOD)
     for _ in range(20):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            with contextlib.suppress(BlockingIOError):  # the queue of the socket is full
-                connection.connect(str(resident.path))
-                connection.sendall(call)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The queue of the socket may be full.
+        with connection, contextlib.suppress(BlockingIOError):
+            connection.connect(str(resident.path))
+            connection.sendall(call)
     until(lambda: is_answered(resident), seconds=20)
 
 
