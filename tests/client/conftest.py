@@ -39,7 +39,7 @@ def canary_user() -> User:
 
 
 @pytest.fixture
-def quick_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_lock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let Argon2id take milliseconds; the parameters that are written tell so."""
     from client import lock
 

@@ -6,7 +6,8 @@ import json
 import os
 import resource
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,17 @@ def test_a_record_is_on_the_disk_before_append_returns(
 # Two at once
 
 
+def slowly(read: Callable[[Journal], Any]) -> Callable[[Journal], Any]:
+    """Leave time between reading and writing, so that two without a lock do meet there."""
+
+    def reads(self: Journal) -> Any:
+        found = read(self)
+        time.sleep(0.002)
+        return found
+
+    return reads
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
     journal, count = Journal(tmp_path / "journal", Seal(bytes(32))), 30
@@ -224,6 +236,7 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
         child = os.fork()
         if child == 0:
             try:
+                Journal._read = slowly(Journal._read)  # type: ignore[method-assign]
                 for number in range(count):
                     journal.append({"by": name, "n": number})
                 os._exit(0)
