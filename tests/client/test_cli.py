@@ -10,10 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keyring
 import pytest
 import torch
-from keyring.backend import KeyringBackend
 
 from client.agent import owned
 from client.agent_call import ask_agent
@@ -457,31 +455,11 @@ def test_inspect_names_the_damaged_file(
 
 
 def test_the_keyring_opens_a_vault_and_forgets_it(
-    mesofed: Any, texts: Path, tmp_path: Path, federation: Any, monkeypatch: pytest.MonkeyPatch
+    mesofed: Any, texts: Path, tmp_path: Path, ring: Any
 ) -> None:
-    kept: dict[tuple[str, str], str] = {}
-
-    class Ring(KeyringBackend):
-        priority = 5
-
-        def set_password(self, service: str, username: str, password: str) -> None:
-            kept[service, username] = password
-
-        def get_password(self, service: str, username: str) -> str | None:
-            return kept.get((service, username))
-
-        def delete_password(self, service: str, username: str) -> None:
-            del kept[service, username]
-
-    before = keyring.get_keyring()
-    keyring.set_keyring(Ring())
-    try:
-        home = tmp_path / "v"
-        assert mesofed("device", "init", home, "--folder", texts).code == 0
-        assert len(kept) == 1
-        shown = mesofed("device", "inspect", home)
-        assert "3 history items" in shown.text
-        assert mesofed("device", "forget", home, "--yes").code == 0
-        assert kept == {}
-    finally:
-        keyring.set_keyring(before)
+    home = tmp_path / "v"
+    assert mesofed("device", "init", home, "--folder", texts).code == 0
+    assert len(ring.kept) == 1
+    assert "3 history items" in mesofed("device", "inspect", home).text
+    assert mesofed("device", "forget", home, "--yes").code == 0
+    assert ring.kept == {}

@@ -4,14 +4,11 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import keyring
 import pytest
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from keyring.backend import KeyringBackend
-from keyring.errors import KeyringError, PasswordDeleteError
 
 import client.lock
 from client.lock import (
@@ -41,43 +38,6 @@ def never() -> str:
 
 def opened(folder: Path, words: str = WORDS) -> Seal:
     return unlock(folder, lambda: words)
-
-
-class MemoryRing(KeyringBackend):
-    """A keyring that works, in memory."""
-
-    priority = 5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[tuple[str, str], str] = {}
-        self.locked = False
-
-    def set_password(self, service: str, username: str, password: str) -> None:
-        self._open()
-        self.kept[service, username] = password
-
-    def get_password(self, service: str, username: str) -> str | None:
-        self._open()
-        return self.kept.get((service, username))
-
-    def delete_password(self, service: str, username: str) -> None:
-        self._open()
-        if (service, username) not in self.kept:
-            raise PasswordDeleteError("not there")
-        del self.kept[service, username]
-
-    def _open(self) -> None:
-        if self.locked:
-            raise KeyringError("the keyring is locked")
-
-
-@pytest.fixture
-def ring() -> Iterator[MemoryRing]:
-    before, memory = keyring.get_keyring(), MemoryRing()
-    keyring.set_keyring(memory)
-    yield memory
-    keyring.set_keyring(before)
 
 
 # The key of a passphrase
@@ -151,7 +111,7 @@ def test_the_key_of_one_vault_does_not_open_another(tmp_path: Path, canary_user:
         opened(tmp_path / "a")
 
 
-def test_only_the_owner_may_look_at_a_vault(tmp_path: Path, ring: MemoryRing) -> None:
+def test_only_the_owner_may_look_at_a_vault(tmp_path: Path, ring: Any) -> None:
     before = os.umask(0)
     try:
         lock_with_passphrase(tmp_path / "a", WORDS)
@@ -197,7 +157,7 @@ def test_a_changed_passphrase_opens_the_same_files_and_the_old_one_nothing(
     assert opened(tmp_path, "three loud young geese") == seal
 
 
-def test_a_passphrase_takes_the_key_out_of_the_keyring(tmp_path: Path, ring: MemoryRing) -> None:
+def test_a_passphrase_takes_the_key_out_of_the_keyring(tmp_path: Path, ring: Any) -> None:
     seal = lock_with_keyring(tmp_path)
     change_passphrase(tmp_path, seal, WORDS)
     assert opened(tmp_path) == seal
@@ -306,7 +266,7 @@ def test_a_vault_that_was_never_locked_is_open(tmp_path: Path, canary_user: User
 # The keyring
 
 
-def test_the_keyring_keeps_the_key_and_the_vault_none(tmp_path: Path, ring: MemoryRing) -> None:
+def test_the_keyring_keeps_the_key_and_the_vault_none(tmp_path: Path, ring: Any) -> None:
     assert keyring_works()
     seal = lock_with_keyring(tmp_path)
     assert unlock(tmp_path, never) == seal
@@ -317,7 +277,7 @@ def test_the_keyring_keeps_the_key_and_the_vault_none(tmp_path: Path, ring: Memo
     assert read_lock(tmp_path).wrapped is None
 
 
-def test_a_key_that_the_keyring_lost_or_spoilt_is_told(tmp_path: Path, ring: MemoryRing) -> None:
+def test_a_key_that_the_keyring_lost_or_spoilt_is_told(tmp_path: Path, ring: Any) -> None:
     lock_with_keyring(tmp_path)
     (place,) = ring.kept
     for spoilt in ("!", "", base64.b64encode(bytes(5)).decode()):
@@ -329,9 +289,7 @@ def test_a_key_that_the_keyring_lost_or_spoilt_is_told(tmp_path: Path, ring: Mem
         unlock(tmp_path, never)
 
 
-def test_a_keyring_that_is_locked_or_missing_ends_in_a_sentence(
-    tmp_path: Path, ring: MemoryRing
-) -> None:
+def test_a_keyring_that_is_locked_or_missing_ends_in_a_sentence(tmp_path: Path, ring: Any) -> None:
     lock_with_keyring(tmp_path / "a")
     ring.locked = True
     for use in (
@@ -360,14 +318,14 @@ def test_a_forgotten_passphrase_lock_is_overwritten(
     forget_key(tmp_path)
 
 
-def test_a_forgotten_key_leaves_the_keyring(tmp_path: Path, ring: MemoryRing) -> None:
+def test_a_forgotten_key_leaves_the_keyring(tmp_path: Path, ring: Any) -> None:
     lock_with_keyring(tmp_path / "a")
     lock_with_keyring(tmp_path / "b")
     forget_key(tmp_path / "a")
     assert [user for _, user in ring.kept] == [read_lock(tmp_path / "b").vault]
 
 
-def test_forgetting_that_was_cut_short_is_finished(tmp_path: Path, ring: MemoryRing) -> None:
+def test_forgetting_that_was_cut_short_is_finished(tmp_path: Path, ring: Any) -> None:
     lock_with_keyring(tmp_path)
     ring.kept.clear()
     forget_key(tmp_path)

@@ -86,6 +86,7 @@ def test_a_crash_while_the_first_key_is_made_leaves_a_folder_that_works(
         signer(folder)
     public = signer(folder).public
     assert takes(folder, public)
+    assert (folder / PUBLIC).read_text() == public + "\n"
     rotate(folder)
     assert takes(folder, public)
 
@@ -105,6 +106,7 @@ def test_a_crash_while_rotating_leaves_a_signer_that_old_devices_take(
         assert takes(tmp_path, pinned)
     # And it goes on from there.
     after = signer(tmp_path).public
+    assert (tmp_path / PUBLIC).read_text() == after + "\n"
     rotate(tmp_path)
     assert signer(tmp_path).public != after
     for pinned in (first, before, after):
