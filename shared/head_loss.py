@@ -33,7 +33,7 @@ def target_losses(base: "BaseModel", hidden: Tensor, target: Tensor) -> Tensor:
         Last hidden states at the positions that predict the targets.
     target : Tensor of int64, (n,)
     """
-    losses: Tensor = _TargetLosses.apply(hidden, target, base)
+    losses: Tensor = _TargetLosses.apply(hidden, target, base)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -59,7 +59,7 @@ class _TargetLosses(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * by_loss[:, None]).to(gradient.dtype), None, None
