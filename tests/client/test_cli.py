@@ -18,6 +18,7 @@ from client.agent_call import ask_agent
 from client.device import Device
 from client.lock import unlock
 from client.vault import Vault
+from shared import tiny
 from shared.base_model import BaseModel
 from shared.errors import MesofedError
 from shared.flower_internals import content_to_bytes
@@ -143,6 +144,36 @@ def test_a_vault_outside_a_run_needs_a_release_and_takes_the_config_that_is_name
     done = mesofed("device", "ask", tmp_path / "a" / "b", "hello", *arguments)
     assert done.code == 1
     assert "Expected an installed release" in done.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [("top_layers = 1", "lacks or adds tensors"), ('name = "other"', "for this base model")],
+)
+def test_settings_that_the_release_was_not_trained_with_name_the_option(
+    changed: str, said: str, vault: Path, mesofed: Any, tmp_path: Path
+) -> None:
+    lines = (vault.parent.parent / "config.toml").read_text(encoding="utf-8").splitlines()
+    if changed.startswith("name"):
+        model = tmp_path / "other"
+        other = tiny.build_model()
+        with torch.no_grad():
+            other.get_input_embeddings().weight.mul_(2)
+        other.save_pretrained(model)
+        tiny.build_tokenizer().save_pretrained(model)
+        changed = f'name = "{model}"'
+    field = changed.partition(" ")[0]
+    assert any(line.startswith(f"{field} = ") for line in lines)
+    config = tmp_path / "other.toml"
+    config.write_text(
+        "\n".join(changed if line.startswith(f"{field} = ") else line for line in lines),
+        encoding="utf-8",
+    )
+    done = mesofed("device", "ask", vault, "hello", "--config", config, "--method", "population")
+    assert (done.code, "Traceback" in done.text) == (1, False)
+    assert said in done.text
+    assert f"those of {config}" in done.text
+    assert "--config FILE" in done.text
 
 
 # A sealed vault from its making to its end
