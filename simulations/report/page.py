@@ -13,7 +13,8 @@ from markupsafe import Markup, escape
 from shared.atomic_file import write_text
 from simulations.report import charts, curves, wording
 from simulations.report.read import read_run
-from simulations.report.run import Curve, RouterUse, Run
+from simulations.report.router import router_usage
+from simulations.report.run import Curve, Run
 from simulations.report.summary import SHARED_ONLY, Row, Summary, about, summarise_run
 
 _PRIVATE_CURVE = "device"
@@ -31,15 +32,6 @@ class GainPanel:
     better: int
     same: int
     worse: int
-
-
-@dataclass(frozen=True)
-class RouterLine:
-    """What one device sent, under its user's id, or its node's where the user is not known."""
-
-    name: str
-    group: int | None
-    use: RouterUse
 
 
 @dataclass(frozen=True)
@@ -113,67 +105,6 @@ def _user_tables(run: Run, summary: Summary) -> dict[str, list[UserLine]]:
             )
         ]
         for task in summary.tasks
-    }
-
-
-def _strongest(weights: tuple[float, ...]) -> int:
-    return max(range(len(weights)), key=weights.__getitem__)
-
-
-def _agreement(weights: Mapping[str, tuple[float, ...]], groups: Mapping[str, int]) -> float | None:
-    """Return the adjusted Rand index of strongest expert against group; None if not defined."""
-    from sklearn.metrics import adjusted_rand_score
-
-    users = [user for user, own in weights.items() if own and user in groups]
-    if len(users) < 2 or len({groups[user] for user in users}) < 2:
-        return None
-    return float(
-        adjusted_rand_score(
-            [groups[user] for user in users], [_strongest(weights[user]) for user in users]
-        )
-    )
-
-
-def _mean(columns: list[tuple[float, ...]]) -> list[float]:
-    width = min(map(len, columns), default=0)
-    return [sum(own[i] for own in columns) / len(columns) for i in range(width)]
-
-
-def _routed(run: Run) -> list[RouterLine]:
-    """Return what each device sent: by user where results name them, else by node."""
-    known = [
-        RouterLine(device.user_id, device.group, device.router)
-        for device in run.devices
-        if device.router is not None
-    ]
-    if known or not run.rounds:
-        return known
-    return [RouterLine(node, None, use) for node, use in run.rounds[-1].router.items()]
-
-
-def _router(run: Run) -> dict[str, Any] | None:
-    """Return what the section on router usage shows; None when no device sent statistics."""
-    routed = _routed(run)
-    if not routed:
-        return None
-
-    def place(line: RouterLine) -> tuple[int, int, float]:
-        group = len(routed) if line.group is None else line.group
-        if not line.use.expert_weights:
-            return group, 0, 0.0
-        return group, _strongest(line.use.expert_weights), -max(line.use.expert_weights)
-
-    groups = {line.name: line.group for line in routed if line.group is not None}
-    experts = next((stage for stage in reversed(run.training) if stage.stage == "experts"), None)
-    return {
-        "lines": sorted(routed, key=place),
-        "grouped": bool(groups),
-        "experts": _mean([line.use.expert_weights for line in routed]),
-        "anchors": _mean([line.use.anchor_weights for line in routed]),
-        "similarity": sum(line.use.best_similarity for line in routed) / len(routed),
-        "entropy": sum(line.use.entropy for line in routed) / len(routed),
-        "agreement": _agreement({line.name: line.use.expert_weights for line in routed}, groups),
-        "server_agreement": _agreement(experts.gates, experts.groups) if experts else None,
     }
 
 
@@ -307,7 +238,7 @@ def render_page(run: Run, summary: Summary) -> str:
             gains=_gain_panels(run, summary),
             users=_user_tables(run, summary),
             grouped=any(device.group is not None for device in run.devices),
-            router=_router(run),
+            router=router_usage(run),
             training=_training(run),
             private=_private_training(run, summary),
             traffic=traffic,
