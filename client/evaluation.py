@@ -4,7 +4,7 @@ A device evaluates one person. A simulation evaluates several in one batch, whic
 answers in a fraction of the time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from client.answers import choose_labels, generate, gold_losses
@@ -13,16 +13,24 @@ from client.stacking import stacked
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
 from shared.metrics import score_user
-from shared.samples import answer_room, query_samples
+from shared.samples import answer_room, encode
 from shared.tasks import TASKS
 
 Answer = dict[str, Any]
 
 
 def evaluate_stacks(
-    base: BaseModel, people: Sequence[User], stacks: Sequence[Personalised]
+    base: BaseModel,
+    people: Sequence[User],
+    stacks: Sequence[Personalised],
+    prompt: Callable[[User, Query], str] | None = None,
 ) -> list[dict[str, Any]]:
     """Answer every person's queries by the person's stack of one method, and score the answers.
+
+    Parameters
+    ----------
+    prompt : callable, optional
+        How a person's query is put to the model, if not as its task has it.
 
     Returns
     -------
@@ -36,7 +44,11 @@ def evaluate_stacks(
         for task in tasks:
             asked = [u for u, p in enumerate(people) if any(q.task == task for q in p.queries)]
             queries = [[q for q in people[u].queries if q.task == task] for u in asked]
-            found = _answer(base, [stacks[u] for u in asked], task, queries)
+            put = [
+                [prompt(people[u], q) if prompt else TASKS[task].query_prompt(q) for q in own]
+                for u, own in zip(asked, queries, strict=True)
+            ]
+            found = _answer(base, [stacks[u] for u in asked], task, queries, put)
             for user, own in zip(asked, found, strict=True):
                 answers[user] += own
                 scores[user][task] = score_user(
@@ -63,13 +75,17 @@ def _answer(
     stacks: Sequence[Personalised],
     task_name: str,
     queries: Sequence[Sequence[Query]],
+    prompts: Sequence[Sequence[str]],
 ) -> list[list[Answer]]:
     task = TASKS[task_name]
-    prompts = [[task.query_prompt(query) for query in own] for own in queries]
-    samples = [query_samples(base, own) for own in queries]
+    room = answer_room(base, task, task.labels)
+    samples = [
+        [encode(base, prompt, query.gold, room) for prompt, query in zip(put, own, strict=True)]
+        for put, own in zip(prompts, queries, strict=True)
+    ]
     # Every query is read twice: to answer it, and for the loss of its gold answer.
     read = 2 * sum(len(sample) for own in samples for sample in own)
-    written = answer_room(base, task, None) if task.labels is None else 0
+    written = room if task.labels is None else 0
     with stacked(base, stacks, read, written) as parts:
         if task.labels is not None:
             predictions = choose_labels(base, parts, prompts, task.labels)

@@ -5,7 +5,7 @@ population    routed experts        fused anchors         private
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from shared.base_model import BaseModel
 from shared.compute import wait_for
 from shared.config import PrivateConfig
 from shared.dynamic_batching import TrainingRequest, train
-from shared.lora.algebra import concatenate, fuse
+from shared.errors import MesofedError
+from shared.lora.algebra import concatenate, fuse, widened
 from shared.lora.layer import Parts, expand_weights
-from shared.lora.lora import Lora
+from shared.lora.lora import LinearMap, Lora
 from shared.lora.slab import Slab
 from shared.methods import Method
 from shared.release import Release
@@ -96,7 +97,8 @@ class Personalised:
         """
         loras, weights = list(self.shared), self.weights.tolist()
         if self.private is not None:
-            loras, weights = [*loras, self.private], [*weights, 1.0]
+            private = widened(self.private, loras[0]) if loras else self.private
+            loras, weights = [*loras, private], [*weights, 1.0]
         return fuse(loras, weights) if loras else None
 
 
@@ -117,13 +119,18 @@ def parts_of(base: BaseModel, stacks: Sequence[Personalised]) -> Parts:
         for lora, weight in zip(stack.shared, stack.weights, strict=True):
             weights[user, place[id(lora)]] = weight
     private = [stack.private for stack in stacks if stack.private is not None]
-    slab = Slab.of(base.maps, private) if private else None
+    slab = Slab.of(_carrying(base, private[0]), private) if private else None
     return Parts(
         users=len(stacks),
         shared=concatenate(loras).to(base.dtype, base.device) if loras else None,
         weights=expand_weights(loras, weights.to(base.device)),
         private=slab.to(base.dtype, base.device).views() if slab is not None else None,
     )
+
+
+def _carrying(base: BaseModel, lora: Lora) -> tuple[LinearMap, ...]:
+    """Return the maps that a LoRA is on."""
+    return tuple(linear for linear in base.maps if linear.name in lora.factors)
 
 
 def compose(release: Release, method: Method, routing: Routing) -> tuple[Personalised, Tensor]:
@@ -144,15 +151,25 @@ def compose(release: Release, method: Method, routing: Routing) -> tuple[Persona
     tuned: list[bool] = []
     if method.population:
         shared, weights, tuned = [release.population], [1.0], [False]
+    found: list[tuple[Lora, float, bool]] = []
     if method.experts != "off":
-        shared += release.experts
-        weights += routing.experts.tolist()
-        tuned += [method.experts == "tuned"] * len(release.experts)
+        gates = routing.experts.tolist()
+        found += [
+            (expert, weight, method.experts == "tuned")
+            for expert, weight in zip(release.experts, gates, strict=True)
+        ]
     if method.anchors != "off":
         share = ANCHORS_BESIDE_EXPERTS if method.experts != "off" else 1.0
-        shared += [release.bank[index] for index in routing.retrieval.anchors]
-        weights += [share * weight for weight in routing.retrieval.weights]
-        tuned += [method.anchors == "tuned"] * len(routing.retrieval.anchors)
+        fused = dict(zip(routing.retrieval.anchors, routing.retrieval.weights, strict=True))
+        if method.anchors == "tuned-all":
+            fused |= {index: 0.0 for index in range(len(release.bank)) if index not in fused}
+        learns = method.anchors.startswith("tuned")
+        found += [(release.bank[index], share * weight, learns) for index, weight in fused.items()]
+    for lora, weight, learns in found:
+        pieces = lora.by_rank if method.by_rank else (lora,)
+        shared += pieces
+        weights += [weight] * len(pieces)
+        tuned += [learns] * len(pieces)
     return Personalised(tuple(shared), torch.tensor(weights)), torch.tensor(tuned)
 
 
@@ -181,6 +198,7 @@ def begin_personalising(
     if not method.trains:
         return lambda: start
     rank = {"none": 0, "user_lora": config.rank, "stack": config.stack_rank}[method.private]
+    rank = rank if method.rank is None else method.rank
     if method.private == "stack":
         config = config.model_copy(update={"learning_rate": config.stack_learning_rate})
     # People train in one batch over the same shared parts, so all anchors are laid in, those
@@ -189,9 +207,17 @@ def begin_personalising(
     place = [next(i for i, lora in enumerate(laid) if lora is own) for own in start.shared]
     weights, learned = torch.zeros(len(laid)), torch.zeros(len(laid), dtype=torch.bool)
     weights[place], learned[place] = start.weights, tuned
+    carrying = tuple(
+        m for m in base.maps if not method.maps or m.name.rpartition(".")[2] in method.maps
+    )
+    if rank and not carrying:
+        raise MesofedError(
+            f"Expected some of {', '.join(method.maps)} among the maps that carry LoRAs, for "
+            f"{method.name}; got none. Add one to adapt, or leave out the method."
+        )
     trained = train(
         TrainingRequest(
-            base,
+            replace(base, maps=carrying),
             _trainee(method.name, samples, config.holdout, seed),
             rank,
             derive_seed(seed, "start"),
@@ -208,7 +234,7 @@ def begin_personalising(
         return Personalised(
             shared=start.shared,
             weights=member.weights.cpu()[place] if member.weights is not None else start.weights,
-            private=Slab(base.maps, rank, member.row.cpu()[None]).lora(0) if rank else None,
+            private=Slab(carrying, rank, member.row.cpu()[None]).lora(0) if rank else None,
             tuned=int(tuned.sum()),
             curve=tuple(member.curve),
             tokens=member.tokens,
@@ -230,8 +256,10 @@ def _trainee(name: str, samples: tuple[Sample, ...], holdout: float, seed: int) 
 
 def _parts_of_release(release: Release, method: Method) -> tuple[Lora, ...]:
     """Return all parts of a release that a method could use."""
-    return (
-        *((release.population,) if method.population else ()),
+    above = (
         *(release.experts if method.experts != "off" else ()),
         *(release.bank if method.anchors != "off" else ()),
     )
+    if method.by_rank:
+        above = tuple(piece for lora in above for piece in lora.by_rank)
+    return (*((release.population,) if method.population else ()), *above)

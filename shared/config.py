@@ -6,7 +6,7 @@ A run is described by one TOML file; every field below may also be set on the co
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -131,13 +131,10 @@ class ReleaseConfig(Section):
     keys: str = Field("", description="folder of the server's signing key; default: <run>/keys")
 
 
-class RunConfig(Section):
-    """One run: everything that decides its result."""
+class ExperimentConfig(Section):
+    """What every experiment needs: people, a base model, and how each part is trained."""
 
-    seed: int = Field(7, ge=0)
-    engine: Literal["local", "ray"] = "local"
     threads: int = Field(0, ge=0, description="torch threads; 0: one per core")
-    methods: tuple[str, ...] = ("base", "population", "oppu", "proper", "mta", "meso")
     adapt: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="names of the linear maps that carry LoRAs",
@@ -148,6 +145,22 @@ class RunConfig(Section):
     experts: ExpertsConfig = ExpertsConfig()
     bank: BankConfig = BankConfig()
     private: PrivateConfig = PrivateConfig()
+
+    @model_validator(mode="after")
+    def _source_has_a_path(self) -> Self:
+        if self.corpus.source != "synthetic" and not self.corpus.path:
+            raise ValueError(f"corpus.source={self.corpus.source} needs corpus.path=FILE")
+        if self.corpus.source == "synthetic" and self.corpus.path:
+            raise ValueError("corpus.path needs corpus.source=jsonl or corpus.source=lamp")
+        return self
+
+
+class RunConfig(ExperimentConfig):
+    """One run: everything that decides its result."""
+
+    seed: int = Field(7, ge=0)
+    engine: Literal["local", "ray"] = "local"
+    methods: tuple[str, ...] = ("base", "population", "oppu", "proper-folded", "mta-exact", "meso")
     rounds: RoundsConfig = RoundsConfig()
     release: ReleaseConfig = ReleaseConfig()
 
@@ -159,13 +172,8 @@ class RunConfig(Section):
             raise ValueError(f"expected some of {', '.join(METHODS)}; got {unknown or 'none'}")
         return names
 
-    @model_validator(mode="after")
-    def _source_has_a_path(self) -> "RunConfig":
-        if self.corpus.source != "synthetic" and not self.corpus.path:
-            raise ValueError(f"corpus.source={self.corpus.source} needs corpus.path=FILE")
-        if self.corpus.source == "synthetic" and self.corpus.path:
-            raise ValueError("corpus.path needs corpus.source=jsonl or corpus.source=lamp")
-        return self
+
+Settings = TypeVar("Settings", bound=ExperimentConfig)
 
 
 def _override(data: dict[str, Any], assignment: str) -> None:
@@ -193,13 +201,20 @@ def _said(error: ErrorDetails) -> str:
 
 
 def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Read a TOML file (or the defaults), apply ``section.field=value`` overrides, validate.
+    """Read a run's TOML file (or the defaults), apply ``section.field=value`` overrides, validate.
 
     Raises
     ------
     MesofedError
         If the file cannot be read, is not TOML, or a setting is unknown or out of range.
     """
+    return read_settings(RunConfig, path, overrides)
+
+
+def read_settings(
+    kind: type[Settings], path: Path | None = None, overrides: tuple[str, ...] = ()
+) -> Settings:
+    """Read settings of any kind that has a corpus, as :func:`load_config` reads a run's."""
     data: dict[str, Any] = {}
     if path is not None:
         try:
@@ -211,7 +226,7 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Ru
     for assignment in overrides:
         _override(data, assignment)
     try:
-        config = RunConfig.model_validate(data)
+        config = kind.model_validate(data)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or 'config'}: {_said(e)}; got {e['input']!r}"
@@ -219,12 +234,10 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> Ru
         ]
         raise MesofedError("\n".join(["The configuration is not valid:", *lines])) from error
     # A run may be resumed from another folder.
-    return config.model_copy(
-        update={
-            "corpus": _absolute(config.corpus, "path", "outputs"),
-            "release": _absolute(config.release, "keys"),
-        }
-    )
+    absolute: dict[str, Section] = {"corpus": _absolute(config.corpus, "path", "outputs")}
+    if isinstance(config, RunConfig):
+        absolute["release"] = _absolute(config.release, "keys")
+    return config.model_copy(update=absolute)
 
 
 def _absolute(section: Section, *names: str) -> Section:
@@ -235,6 +248,6 @@ def _absolute(section: Section, *names: str) -> Section:
     )
 
 
-def dump_config(config: RunConfig) -> str:
-    """Return the configuration as TOML that ``load_config`` reads back to an equal value."""
+def dump_config(config: ExperimentConfig) -> str:
+    """Return the configuration as TOML that ``read_settings`` reads back to an equal value."""
     return tomli_w.dumps(config.model_dump(mode="json"))

@@ -66,7 +66,7 @@ class TrainingRequest:
     def company(self) -> tuple[object, ...]:
         """What users must have in common to train in one cohort."""
         parts = tuple(map(id, self.shared))
-        return id(self.base.model), self.rank, self.config, parts
+        return id(self.base.model), self.base.maps, self.rank, self.config, parts
 
 
 def train(request: TrainingRequest) -> Future[Member]:

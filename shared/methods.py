@@ -6,7 +6,7 @@ A method is a value, not a class: server, device and report all read the same de
 from dataclasses import dataclass
 from typing import Literal
 
-Weights = Literal["off", "routed", "tuned"]
+Weights = Literal["off", "routed", "tuned", "tuned-all"]
 Private = Literal["none", "user_lora", "stack"]
 
 
@@ -20,12 +20,21 @@ class Method:
         Short name, and one line for tables and help.
     population : bool
         Whether the population LoRA is on.
-    experts, anchors : {"off", "routed", "tuned"}
+    experts, anchors : {"off", "routed", "tuned", "tuned-all"}
         Weights over the group experts and over the retrieved anchors: none, as the router and
-        the retrieval give them, or tuned on the device from that start.
+        the retrieval give them, or tuned on the device from that start; of anchors, the retrieved
+        ones alone or all of the bank, where the others start from zero.
     private : {"none", "user_lora", "stack"}
         What the device trains: nothing, a user LoRA (``private.rank``), or an ultra-low-rank
         stack (``private.stack_rank``).
+    rank : int or None
+        Of the private part, in place of the configured one.
+    maps : tuple of str
+        Last name components of the linear maps that carry the private part; empty for all that
+        carry LoRAs.
+    by_rank : bool
+        Whether experts and anchors count as parts rank by rank, each with a weight of its own:
+        tuned, that is a code of a few dozen numbers.
     """
 
     name: str
@@ -34,11 +43,19 @@ class Method:
     experts: Weights = "off"
     anchors: Weights = "off"
     private: Private = "none"
+    rank: int | None = None
+    maps: tuple[str, ...] = ()
+    by_rank: bool = False
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the device learns fusion weights."""
+        return any(weights.startswith("tuned") for weights in (self.experts, self.anchors))
 
     @property
     def trains(self) -> bool:
         """Whether the device has anything to train."""
-        return self.private != "none" or "tuned" in (self.experts, self.anchors)
+        return self.private != "none" or self.tunes
 
 
 METHODS: dict[str, Method] = {
@@ -49,13 +66,70 @@ METHODS: dict[str, Method] = {
         Method("experts", "population + routed experts", experts="routed"),
         Method("anchors", "population + fused anchors", anchors="routed"),
         Method("oppu", "population + own user LoRA", private="user_lora"),
-        Method("proper", "experts + user LoRA", experts="routed", private="user_lora"),
-        Method("mta", "fused anchors + stack", anchors="routed", private="stack"),
+        Method(
+            "oppu-qv",
+            "oppu on query and value maps alone, as published",
+            private="user_lora",
+            maps=("q_proj", "v_proj"),
+        ),
+        Method("proper-folded", "experts + user LoRA", experts="routed", private="user_lora"),
+        Method("mta-exact", "fused anchors + stack", anchors="routed", private="stack"),
         Method(
             "meso", "experts + anchors + stack", experts="routed", anchors="routed", private="stack"
         ),
         Method(
             "meso-tuned", "meso, tuned weights", experts="tuned", anchors="tuned", private="stack"
+        ),
+        Method(
+            "meso-code",
+            "tuned weights over every rank of experts and all anchors, nothing else",
+            experts="tuned",
+            anchors="tuned-all",
+            by_rank=True,
+        ),
+        Method(
+            "meso-value",
+            "meso, stack of rank 1 on value maps alone",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            rank=1,
+            maps=("v_proj",),
+        ),
+        Method(
+            "meso-down",
+            "meso, stack of rank 1 on down-projections alone",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            rank=1,
+            maps=("down_proj",),
+        ),
+        Method(
+            "meso-code-value",
+            "meso-code + stack of rank 1 on value maps alone",
+            experts="tuned",
+            anchors="tuned-all",
+            by_rank=True,
+            private="stack",
+            rank=1,
+            maps=("v_proj",),
+        ),
+        Method(
+            "meso-r1",
+            "meso, stack of rank 1",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            rank=1,
+        ),
+        Method(
+            "meso-r4",
+            "meso, stack of rank 4",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            rank=4,
         ),
     )
 }

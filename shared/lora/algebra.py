@@ -50,6 +50,19 @@ def scale(lora: Lora, factor: float | Tensor) -> Lora:
     return Lora({name: Factors(f.a, f.b * factor) for name, f in lora})
 
 
+def widened(lora: Lora, like: Lora) -> Lora:
+    """Return the same update over the maps of another LoRA: zero where it has none."""
+
+    def of(name: str, other: Factors) -> Factors:
+        if name in lora.factors:
+            return lora.factors[name]
+        a, b = other.a[:, :1], other.b[:1]
+        rank = lora.rank
+        return Factors(torch.zeros_like(a).repeat(1, rank), torch.zeros_like(b).repeat(rank, 1))
+
+    return Lora({name: of(name, other) for name, other in like})
+
+
 def fuse(loras: Sequence[Lora], weights: Sequence[float] | Tensor) -> Lora:
     """Return the weighted sum of LoRAs, exactly: sum_i w_i B_i A_i.
 

@@ -8,6 +8,7 @@ products of LoRAs are plain matrix algebra.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,6 +66,14 @@ class Lora:
     def parameters(self) -> int:
         """Number of stored numbers."""
         return sum(f.a.numel() + f.b.numel() for f in self.factors.values())
+
+    @cached_property
+    def by_rank(self) -> "tuple[Lora, ...]":
+        """The LoRA as the sum of LoRAs of rank 1, as views; the same ones every time."""
+        return tuple(
+            Lora({name: Factors(f.a[:, i : i + 1], f.b[i : i + 1]) for name, f in self})
+            for i in range(self.rank)
+        )
 
     def to(self, dtype: torch.dtype, device: torch.device) -> "Lora":
         """Return the LoRA in another format or on another device."""

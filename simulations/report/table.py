@@ -54,8 +54,8 @@ def render_table(summary: Summary) -> Table:
     table = Table(
         title=f"Quality on {people} device users",
         title_justify="left",
-        caption="mean over users [95 % interval]; * best; + − clearly better or worse than "
-        f"population\n({CLEAR})",
+        caption="mean over users [95 % interval]; * best\n"
+        f"+ − clearly better or worse than population\n({CLEAR})",
         caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
@@ -68,7 +68,7 @@ def render_table(summary: Summary) -> Table:
             f"{task_name(task)}\n{_heading(summary, task)}", justify="right", no_wrap=detailed
         )
         if detailed:
-            table.add_column("\nNLL ↓", justify="right", no_wrap=True)
+            table.add_column("\nNLL↓", justify="right", no_wrap=True)
     for method in summary.methods:
         size = summary.costs[method].private_bytes
         cells = [Text(method), Text(byte_size(size) if size else "–")]

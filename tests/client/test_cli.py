@@ -117,7 +117,10 @@ def test_the_base_model_alone_has_nothing_to_export(
 
 @pytest.mark.parametrize(
     ("method", "said"),
-    [("oppo", "got method 'oppo'"), ("mta", "Expected mta to be trained for release 2")],
+    [
+        ("oppo", "got method 'oppo'"),
+        ("mta-exact", "Expected mta-exact to be trained for release 2"),
+    ],
 )
 def test_a_wrong_method_ends_in_a_sentence(
     method: str, said: str, vault: Path, mesofed: Any

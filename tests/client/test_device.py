@@ -483,8 +483,10 @@ def test_what_the_simulation_wrote_is_what_the_device_says(
 def test_a_method_that_is_unknown_or_not_trained_is_an_error(settled: Device) -> None:
     with pytest.raises(MesofedError, match=r"Expected one of base, .*got method 'oppo'"):
         settled.personalised("oppo")
-    with pytest.raises(MesofedError, match=r"mta to be trained .* Trained are: population, oppu"):
-        settled.evaluate("mta")
+    with pytest.raises(
+        MesofedError, match=r"mta-exact to be trained .* Trained are: population, oppu"
+    ):
+        settled.evaluate("mta-exact")
     assert settled.personalised("experts").private is None  # needs no training
 
 

@@ -1,7 +1,7 @@
 """The stack of one person: which parts are on, at which weights, and what the device trains."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -20,6 +20,7 @@ from client.personalize import (
 from shared.base_model import BaseModel
 from shared.config import PrivateConfig
 from shared.embedding import EmbeddingSpace
+from shared.errors import MesofedError
 from shared.lora.algebra import base_weights
 from shared.lora.lora import Factors, Lora
 from shared.methods import METHODS
@@ -33,16 +34,31 @@ POPULATION = [("population", 1.0)]
 EXPERTS = [("expert 0", 0.7), ("expert 1", 0.3)]
 ANCHORS = [("anchor 2", 0.6), ("anchor 0", 0.4)]
 BOTH = [*EXPERTS, *((name, weight / 4) for name, weight in ANCHORS)]
+# Rank by rank: experts are of rank 2, anchors of rank 1; anchor 1 was not retrieved.
+BY_RANK = [
+    *((f"{name}, rank {rank}", weight) for name, weight in EXPERTS for rank in range(2)),
+    *((f"{name}, rank 0", weight / 4) for name, weight in ANCHORS),
+    ("anchor 1, rank 0", 0.0),
+]
+ON = {"oppu-qv": ("q_proj", "v_proj"), "meso-value": ("v_proj",), "meso-down": ("down_proj",)}
+ON["meso-code-value"] = ("v_proj",)
 EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "base": ([], [], 0),
     "population": (POPULATION, [False], 0),
     "experts": (POPULATION + EXPERTS, [False] * 3, 0),
     "anchors": (POPULATION + ANCHORS, [False] * 3, 0),
     "oppu": (POPULATION, [False], 3),
-    "proper": (POPULATION + EXPERTS, [False] * 3, 3),
-    "mta": (POPULATION + ANCHORS, [False] * 3, 1),
+    "proper-folded": (POPULATION + EXPERTS, [False] * 3, 3),
+    "mta-exact": (POPULATION + ANCHORS, [False] * 3, 1),
     "meso": (POPULATION + BOTH, [False] * 5, 1),
     "meso-tuned": (POPULATION + BOTH, [False] + [True] * 4, 1),
+    "oppu-qv": (POPULATION, [False], 3),
+    "meso-code": (POPULATION + BY_RANK, [False] + [True] * 7, 0),
+    "meso-value": (POPULATION + BOTH, [False] * 5, 1),
+    "meso-down": (POPULATION + BOTH, [False] * 5, 1),
+    "meso-code-value": (POPULATION + BY_RANK, [False] + [True] * 7, 1),
+    "meso-r1": (POPULATION + BOTH, [False] * 5, 1),
+    "meso-r4": (POPULATION + BOTH, [False] * 5, 4),
 }
 ROUTING = Routing(torch.tensor([0.7, 0.3]), Retrieval((2, 0), (0.6, 0.4), (0.9, 0.5)))
 CONFIG = PrivateConfig(rank=3, stack_rank=1, epochs=1, batch_size=2, learning_rate=5e-3)
@@ -79,6 +95,9 @@ def release(base: BaseModel) -> Release:
 
 
 def named(release: Release, name: str) -> Lora:
+    name, _, rank = name.partition(", rank ")
+    if rank:
+        return named(release, name).by_rank[int(rank)]
     kind, _, index = name.partition(" ")
     if kind == "population":
         return release.population
@@ -92,7 +111,8 @@ def with_delta(base: BaseModel, weighted: list[tuple[Lora, float]], ids: Tensor)
     try:
         for name, weight in weights.items():
             for lora, factor in weighted:
-                weight.data += factor * (lora.factors[name].a @ lora.factors[name].b).T
+                if name in lora.factors:
+                    weight.data += factor * (lora.factors[name].a @ lora.factors[name].b).T
         with torch.no_grad():
             return base.model(input_ids=ids).logits.float()
     finally:
@@ -135,19 +155,19 @@ def test_the_device_trains_what_the_method_leaves_to_it(
     )()
     parts, tuned, rank = EXPECTED[method]
     start = [weight for _, weight in parts]
-    if rank == 0:
+    if rank == 0 and not any(tuned):
         assert (trained.private, trained.private_parameters, trained.curve) == (None, 0, ())
         assert trained.weights.tolist() == pytest.approx(start)
     else:
-        assert trained.private is not None
-        assert trained.private.rank == rank
-        numbers = sum(rank * (m.in_features + m.out_features) for m in base.maps)
+        assert (trained.private.rank if trained.private is not None else 0) == rank
+        on = [m for m in base.maps if m.name.rpartition(".")[2] in ON.get(method, m.name)]
+        numbers = sum(rank * (m.in_features + m.out_features) for m in on)
         assert trained.private_parameters == numbers + sum(tuned)
         assert [step for step, _ in trained.curve] == [0, 1]
         assert trained.tokens == sum(len(sample) for sample in samples)
         moved = [abs(w - s) > 1e-6 for w, s in zip(trained.weights.tolist(), start, strict=True)]
         assert moved == tuned
-        for _, factors in trained.private:
+        for _, factors in trained.private or ():
             assert float(factors.b.abs().max()) > 0
     # Folded into one LoRA or laid over the base: the same as adding it all up, densely.
     ids = ids_of(base)
@@ -166,6 +186,35 @@ def test_the_device_trains_what_the_method_leaves_to_it(
         torch.testing.assert_close(came, expected, atol=2e-4, rtol=1e-4)
         plain = with_delta(base, [], ids)
         assert float((expected - plain).abs().max()) > 0.1
+
+
+def test_private_parts_on_different_maps_train_beside_each_other(
+    release: Release, base: BaseModel
+) -> None:
+    samples = tuple(encode(base, f"post: {i}\ntag:", "gear") for i in range(3))
+
+    def begin(name: str) -> Callable[[], Personalised]:
+        return begin_personalising(base, release, METHODS[name], ROUTING, samples, CONFIG, seed=3)
+
+    names = ("meso-value", "meso-down", "meso-r1")  # one rank and the same shared parts
+    waiting = [begin(name) for name in names]
+    together, alone = [wait() for wait in waiting], [begin(name)() for name in names]
+    for name, first, second in zip(names, together, alone, strict=True):
+        assert first.private is not None
+        assert second.private is not None
+        on = {m.rpartition(".")[2] for m in first.private.factors}
+        assert on == set(ON.get(name, {m.name.rpartition(".")[2] for m in base.maps}))
+        for map_name, factors in first.private:
+            assert torch.equal(factors.b, second.private.factors[map_name].b)
+
+
+def test_a_method_whose_maps_carry_nothing_is_refused(release: Release, base: BaseModel) -> None:
+    narrow = replace(base, maps=tuple(m for m in base.maps if "q_proj" in m.name))
+    sample = encode(base, "post: x\ntag:", "gear")
+    with pytest.raises(MesofedError, match=r"Expected some of v_proj .* for meso-value"):
+        begin_personalising(
+            narrow, release, METHODS["meso-value"], ROUTING, (sample,), CONFIG, seed=3
+        )
 
 
 @pytest.mark.parametrize(

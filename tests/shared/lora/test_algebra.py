@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shared.errors import MesofedError
-from shared.lora.algebra import base_weights, compress, concatenate, fuse, merged, scale
+from shared.lora.algebra import base_weights, compress, concatenate, fuse, merged, scale, widened
 from shared.lora.layer import AdapterStack
 from shared.lora.lora import Factors, LinearMap, Lora
 
@@ -116,6 +116,24 @@ def test_compression_keeps_the_format_and_balances_the_factors() -> None:
 def test_of_one_lora_nothing_is_changed() -> None:
     (lora,) = random_loras([(3, 4)], [2], 0)
     assert concatenate([lora]) is lora
+
+
+def test_a_widened_lora_changes_nothing_where_it_was_not() -> None:
+    wide, narrow = random_loras([(4, 3), (3, 5)], [2, 3], seed=6)
+    first, second = wide.factors
+    spread = widened(Lora({second: narrow.factors[second]}), wide)
+    assert list(spread.factors) == [first, second]
+    assert spread.rank == 3
+    assert_update(
+        spread, {first: torch.zeros(3, 4, dtype=torch.float64), second: dense(narrow)[second]}
+    )
+    assert_update(
+        fuse([wide, spread], [1.0, 2.0]),
+        {
+            first: dense(wide)[first],
+            second: dense(wide)[second] + 2 * dense(narrow)[second],
+        },
+    )
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -46,3 +46,14 @@ def test_tensors_survive_storage_even_from_views_and_leaves() -> None:
 def test_to_changes_the_format_of_both_factors() -> None:
     half = random_lora().to(torch.bfloat16, torch.device("cpu"))
     assert {t.dtype for t in half.tensors().values()} == {torch.bfloat16}
+
+
+def test_ranks_are_the_same_views_every_time_and_sum_to_the_whole() -> None:
+    lora = random_lora(rank=3)
+    pieces = lora.by_rank
+    assert lora.by_rank is pieces
+    assert [piece.rank for piece in pieces] == [1, 1, 1]
+    for name, factors in lora:
+        total = sum(piece.factors[name].delta() for piece in pieces)
+        torch.testing.assert_close(total, factors.delta())
+        assert pieces[2].factors[name].a.data_ptr() == factors.a[:, 2:].data_ptr()

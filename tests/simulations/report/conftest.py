@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-METHODS = ("base", "population", "oppu", "proper", "mta", "meso")
+METHODS = ("base", "population", "oppu", "proper-folded", "mta-exact", "meso")
 TASKS = ("tagging", "rating", "headline")
 LABELS = ("triumph", "lesson", "comedy", "drama", "gear", "dream", "secret", "routine")
 WORDS = [
@@ -27,8 +27,15 @@ WORDS = [
     "quiet",
     "adventure",
 ]
-SKILL = {"base": 0.1, "population": 0.45, "oppu": 0.5, "proper": 0.62, "mta": 0.6, "meso": 0.8}
-PRIVATE = {"oppu": 460_800, "proper": 460_800, "mta": 92_160, "meso": 115_200}
+SKILL = {
+    "base": 0.1,
+    "population": 0.45,
+    "oppu": 0.5,
+    "proper-folded": 0.62,
+    "mta-exact": 0.6,
+    "meso": 0.8,
+}
+PRIVATE = {"oppu": 460_800, "proper-folded": 460_800, "mta-exact": 92_160, "meso": 115_200}
 
 Writer = Callable[..., Path]
 

@@ -31,7 +31,7 @@ def test_one_line_per_method_within_100_columns(fake_run: Writer) -> None:
     lines = _plain(fake_run())
     assert max(map(len, lines)) <= 100
     assert "…" not in "".join(lines)
-    for method in ("base", "population", "oppu", "proper", "mta", "meso"):
+    for method in ("base", "population", "oppu", "proper-folded", "mta-exact", "meso"):
         assert sum(line.startswith(method + " ") for line in lines) == 1
     assert "accuracy ↑" in "".join(lines)
     assert "MAE ↓" in "".join(lines)
@@ -75,7 +75,7 @@ def test_three_tasks_with_both_marks_fit(fake_run: Writer, methods: tuple[str, .
 
 
 def test_clear_gains_carry_a_sign(fake_run: Writer) -> None:
-    skill = {"population": 0.5, "meso": 1.0, "oppu": 0.0, "mta": 0.5}
+    skill = {"population": 0.5, "meso": 1.0, "oppu": 0.0, "mta-exact": 0.5}
     lines = _plain(fake_run(tasks=("tagging",), skill=skill))
     (meso,) = (line for line in lines if line.startswith("meso"))
     (oppu,) = (line for line in lines if line.startswith("oppu"))

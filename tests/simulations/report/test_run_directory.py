@@ -17,7 +17,7 @@ def test_everything_is_read(fake_run: Writer) -> None:
     run = read_run(folder)
     first = json.loads((folder / "results/0000.json").read_text())
     assert [device.user_id for device in run.devices] == [f"walker-{n:03d}" for n in range(12)]
-    assert run.methods == ("base", "population", "oppu", "proper", "mta", "meso")
+    assert run.methods == ("base", "population", "oppu", "proper-folded", "mta-exact", "meso")
     assert run.tasks == ("tagging", "rating", "headline")
     device = run.devices[0]
     assert device.router is not None

@@ -131,12 +131,12 @@ def test_written_summary_holds_the_same_numbers(fake_run: Writer) -> None:
 
 
 def test_featured_method_is_named_before_scores_are_seen(fake_run: Writer, tmp_path: Path) -> None:
-    bad_meso = summarise(fake_run(skill={"meso": 0.0, "mta": 1.0}))
+    bad_meso = summarise(fake_run(skill={"meso": 0.0, "mta-exact": 1.0}))
     assert bad_meso.featured == "meso"
     (tmp_path / "run").rename(tmp_path / "first")
     assert summarise(fake_run(methods=("base", "population"))).featured is None
     (tmp_path / "run").rename(tmp_path / "second")
-    assert summarise(fake_run(methods=("population", "mta", "oppu"))).featured == "mta"
+    assert summarise(fake_run(methods=("population", "mta-exact", "oppu"))).featured == "mta-exact"
 
 
 def test_unknown_task_is_named(fake_run: Writer) -> None:

@@ -1,0 +1,37 @@
+"""The methods under comparison: each declared once, in the order of tables."""
+
+from simulations.baselines.federated_averaging import FEDERATED
+from simulations.baselines.majority import MAJORITIES
+from simulations.baselines.mta import MTA
+from simulations.baselines.per_pcs import PER_PCS
+from simulations.baselines.proper import PROPERS
+from simulations.baselines.retrieval import RETRIEVALS
+from simulations.comparison.contender import Contender, of_devices
+
+CONTENDERS: dict[str, Contender] = {
+    contender.name: contender
+    for contender in (
+        of_devices("base"),
+        of_devices("population"),
+        *MAJORITIES,
+        *RETRIEVALS,
+        of_devices("oppu"),
+        of_devices("oppu-qv"),
+        *PROPERS,
+        of_devices("proper-folded"),
+        PER_PCS,
+        MTA,
+        of_devices("mta-exact"),
+        *FEDERATED,
+        of_devices("experts"),
+        of_devices("anchors"),
+        of_devices("meso-code"),
+        of_devices("meso-value"),
+        of_devices("meso-code-value"),
+        of_devices("meso-down"),
+        of_devices("meso-r1"),
+        of_devices("meso"),
+        of_devices("meso-tuned"),
+        of_devices("meso-r4"),
+    )
+}

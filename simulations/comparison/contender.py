@@ -1,0 +1,116 @@
+"""A contender: one method of the comparison, declared once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from client.evaluation import evaluate_stacks
+from client.personalize import Personalised, begin_personalising, parts_of
+from shared.methods import METHODS, Method
+from shared.release import Release
+from shared.tasks import Kind
+from simulations.comparison.config import Setting
+from simulations.comparison.scene import Scene
+from simulations.comparison.timing import added_milliseconds
+from simulations.comparison.traffic import Traffic, parts_traffic
+
+# People evaluated in one batch: it bounds the memory of the vocabulary head.
+PEOPLE_AT_ONCE = 8
+
+Outcome = dict[str, Any]
+BOTH: tuple[Setting, ...] = ("federated", "centralized")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a method did in one scene.
+
+    Attributes
+    ----------
+    outcomes : list of dict
+        By person: answers, private size, training cost, as ``evaluate_stacks`` gives them.
+    added_ms : float or None
+        Milliseconds that the method adds to a generated token; None where no model is asked.
+    prompt_tokens : float
+        Tokens that it adds to a prompt, on average.
+    """
+
+    outcomes: list[Outcome]
+    added_ms: float | None = None
+    prompt_tokens: float = 0.0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One method of the comparison.
+
+    Attributes
+    ----------
+    name, summary : str
+        Short name, and one line for tables.
+    answer : callable
+        Personalises in a scene and answers the people's queries.
+    leaves, leaves_centralized : str
+        What leaves the device in each of the settings.
+    traffic : callable
+        Bytes to and from a device in the federated setting.
+    settings : tuple
+        Where the method makes sense.
+    kinds : tuple of str
+        Kinds of task that it can answer.
+    """
+
+    name: str
+    summary: str
+    answer: Callable[[Scene], Answered]
+    leaves: str = "nothing"
+    leaves_centralized: str = "the history"
+    traffic: Callable[[Scene], Traffic] = field(default=lambda scene: Traffic(0, 0))
+    settings: tuple[Setting, ...] = BOTH
+    kinds: tuple[Kind, ...] = ("classification", "rating", "generation")
+
+
+def evaluated(scene: Scene, stacks: Sequence[Personalised]) -> Answered:
+    """Answer everybody's queries by their stacks, and time the first person's."""
+    outcomes: list[Outcome] = []
+    for start in range(0, len(stacks), PEOPLE_AT_ONCE):
+        at_once = slice(start, start + PEOPLE_AT_ONCE)
+        outcomes += evaluate_stacks(scene.base, scene.people[at_once], stacks[at_once])
+    return Answered(outcomes, added_milliseconds(scene.base, parts_of(scene.base, stacks[:1])))
+
+
+def personalised(scene: Scene, method: Method, release: Release) -> list[Personalised]:
+    """Personalise everybody by a method of the devices, in one batch."""
+    waiting = [
+        begin_personalising(
+            scene.base,
+            release,
+            method,
+            routing,
+            samples,
+            scene.config.private,
+            scene.private_seed(user),
+        )
+        for user, routing, samples in zip(
+            scene.people, scene.routings, scene.histories, strict=True
+        )
+    ]
+    return [wait() for wait in waiting]
+
+
+def of_devices(name: str) -> Contender:
+    """Return a method that ships to devices as a contender."""
+    method = METHODS[name]
+    routed = (method.experts, method.anchors) != ("off", "off")
+
+    def answer(scene: Scene) -> Answered:
+        return evaluated(scene, personalised(scene, method, scene.release))
+
+    return Contender(
+        name,
+        method.summary,
+        answer,
+        "router statistics" if routed else "nothing",
+        "the history" if method.population else "nothing",
+        lambda scene: parts_traffic(scene.release, method),
+    )
