@@ -35,6 +35,8 @@ from shared.protocol import INSTALL_RELEASE, ProtocolError, Refusal, refusal_of
 CONNECTIONS = 4
 """Served at once: each may hold a release in memory."""
 READ_SECONDS = 30.0
+"""For a whole call to arrive; so nobody can hold a turn for ever."""
+_GLANCE_SECONDS = 0.25
 _MOST_ERRORS_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -57,6 +59,7 @@ class Agent:
     users: frozenset[int] = field(default_factory=lambda: frozenset({os.getuid()}))
     _stopped: threading.Event = field(default_factory=threading.Event)
     _work: threading.Event = field(default_factory=threading.Event)
+    _answering: threading.Lock = field(default_factory=threading.Lock)
     _turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(CONNECTIONS))
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -73,11 +76,13 @@ class Agent:
             self._work.set()  # what a release before a restart has left undone
             ready()
             while not self._stopped.is_set():
+                if not self._turns.acquire(timeout=_GLANCE_SECONDS):
+                    continue
                 try:
                     connection, _ = listener.accept()
                 except OSError:  # stopped, or a time-out to look whether it is
+                    self._turns.release()
                     continue
-                self._turns.acquire()
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def stop(self) -> None:
@@ -89,8 +94,7 @@ class Agent:
     def _listening(self) -> Iterator[socket.socket]:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
+            _remove_left_socket(self.path)
             # Owner-only from the first moment on; others are let in by name, and then checked.
             before = os.umask(0o177)
             try:
@@ -100,7 +104,7 @@ class Agent:
             if self.users != {os.getuid()}:
                 self.path.chmod(0o666)
             listener.listen(CONNECTIONS)
-            listener.settimeout(0.5)
+            listener.settimeout(_GLANCE_SECONDS)
         except OSError as error:
             listener.close()
             raise MesofedError(
@@ -123,6 +127,7 @@ class Agent:
                     send_frame(connection, {"code": int(Refusal.REQUEST_REFUSED)})
                     return
                 header, content = self._answered(connection)
+                connection.settimeout(READ_SECONDS)
                 send_frame(connection, header, content)
         except OSError:
             return  # whoever asked has gone
@@ -130,22 +135,24 @@ class Agent:
             self._turns.release()
 
     def _answered(self, connection: socket.socket) -> tuple[dict[str, object], bytes]:
-        request: object = "unknown"
         try:
-            frame = receive_frame(connection)
+            frame = receive_frame(connection, READ_SECONDS)
             request = frame.header.get("request")
             if set(frame.header) != {"request", "bytes"} or not isinstance(request, str):
                 raise FrameError("a call does not have the form that the agent knows")
-            reply = answer(self.device, request, _records(frame.content))
-            if request == INSTALL_RELEASE:
-                self._work.set()
-            return {"code": 0}, content_to_bytes(reply)
-        except OSError:
-            raise
+        except FrameError as error:
+            log_error(self.device.vault, "unknown", error)
+            return {"code": int(Refusal.MALFORMED_REQUEST)}, b""
+        try:
+            content = _records(frame.content)
+            with self._answering:  # two at once could be told different statistics
+                reply = answer(self.device, request, content)
         except BaseException as error:
-            log_error(self.device.vault, str(request)[:100], error)
-            refusal = Refusal.MALFORMED_REQUEST if isinstance(error, FrameError) else None
-            return {"code": int(refusal or refusal_of(error))}, b""
+            log_error(self.device.vault, request[:100], error)
+            return {"code": int(refusal_of(error))}, b""
+        if request == INSTALL_RELEASE:
+            self._work.set()
+        return {"code": 0}, content_to_bytes(reply)
 
     def _personalise(self) -> None:
         """Train for the installed release whenever there is a new one."""
@@ -157,6 +164,18 @@ class Agent:
                     self.device.personalise()
             except Exception as error:
                 log_error(self.device.vault, "personalise", error)
+
+
+def _remove_left_socket(path: Path) -> None:
+    """Take away the socket of an agent that was killed; nothing else is ours to take away."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
 
 
 def _records(data: bytes) -> RecordDict:

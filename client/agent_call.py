@@ -11,6 +11,7 @@ the vault's place nor its key.
 import json
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,31 +77,40 @@ def send_frame(connection: socket.socket, header: dict[str, object], content: by
     connection.sendall(content)
 
 
-def receive_frame(connection: socket.socket) -> Frame:
+def receive_frame(connection: socket.socket, seconds: float = PATIENCE_SECONDS) -> Frame:
     """Receive a frame; nothing is kept of one that is too large.
+
+    Parameters
+    ----------
+    seconds : float
+        For the whole of it, however small the pieces that it comes in.
 
     Raises
     ------
     FrameError
         If what comes is no frame, is too large, or ends early.
+    TimeoutError
+        If it takes too long.
     """
-    (length,) = LENGTH.unpack(_receive(connection, LENGTH.size))
+    end = time.monotonic() + seconds
+    (length,) = LENGTH.unpack(_receive(connection, LENGTH.size, end))
     if length > MAX_HEADER:
         raise FrameError("a frame has too long a header")
     try:
-        header = json.loads(_receive(connection, length))
+        header = json.loads(_receive(connection, length, end))
     except (ValueError, RecursionError) as error:
         raise FrameError("the header of a frame is no JSON") from error
     size = header.get("bytes") if isinstance(header, dict) else None
     if type(size) is not int or not 0 <= size <= MAX_CONTENT:
         raise FrameError("the header of a frame names no possible size")
-    return Frame(header, _receive(connection, size))
+    return Frame(header, _receive(connection, size, end))
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
+def _receive(connection: socket.socket, size: int, end: float) -> bytes:
     # Grows with what really comes, so that a large promise costs nothing.
     data = bytearray()
     while len(data) < size:
+        connection.settimeout(max(end - time.monotonic(), 1e-3))
         piece = connection.recv(min(size - len(data), 1 << 20))
         if not piece:
             raise FrameError("a frame ended early")

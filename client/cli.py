@@ -65,8 +65,6 @@ def init(
     if server_key:
         read_key_text(server_key)
     read = history_from_folder(folder)
-    vault.mkdir(parents=True, exist_ok=True)
-    vault.chmod(0o700)
     if lock == "keyring" or (lock == "auto" and keyring_works()):
         seal = lock_with_keyring(vault)
     else:
@@ -279,7 +277,7 @@ def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
     from client.lock import unlock
     from client.vault import Vault
 
-    if not folder.is_dir():
+    if not Vault(folder).exists:
         Vault(folder).person()  # says what to do
     return Vault(folder, unlock(folder, _passphrase(passphrase_file)))
 

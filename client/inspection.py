@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from client.lock import forget_key
+from client.lock import PERSON, forget_key
 from client.vault import Vault
 from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes
@@ -43,7 +43,7 @@ def sent(vault: Vault) -> Iterator[dict[str, Any]]:
 
 def files_of(folder: Path) -> list[Path]:
     """Return every file below a folder, in order."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
 def erase(folder: Path) -> tuple[int, int]:
@@ -57,7 +57,8 @@ def erase(folder: Path) -> tuple[int, int]:
     MesofedError
         If anything is left.
     """
-    found = files_of(folder)
+    # What tells that this is a vault goes last, so that a kill leaves one that can be erased.
+    found = sorted(files_of(folder), key=lambda path: path == folder / PERSON)
     total = sum(path.stat(follow_symlinks=False).st_size for path in found)
     forget_key(folder)
     for path in found:

@@ -50,15 +50,22 @@ class Journal:
         Raises
         ------
         MesofedError
-            If the journal is damaged or cannot be written. Nothing may be sent then.
+            If the journal is damaged, cannot be written or could not be read with this record in
+            it. Nothing may be sent then.
         """
         try:
             with self._locked() as file:
                 entries, length = self._read()
                 # What a kill cut short goes; what follows would be unreadable behind it.
                 os.ftruncate(file, length)
-                data = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
+                # In ASCII, for a hostile request may hold what no encoding writes.
+                data = json.dumps(entry, allow_nan=False).encode()
                 sealed = self.seal.close(_name(len(entries)), data)
+                if len(sealed) > MAX_RECORD:
+                    raise MesofedError(
+                        f"Expected a record of at most {MAX_RECORD:,} bytes for {self.path}; got "
+                        f"{len(sealed):,}. Nothing is sent that the journal does not hold."
+                    )
                 _write_all(file, _header(sealed) + sealed)
                 os.fsync(file)
         except OSError as error:

@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -27,6 +27,7 @@ KEYRING_SERVICE = "mesofed vault"
 
 # The second recommendation of RFC 9106: for machines without 2 GiB to spare.
 _ITERATIONS, _LANES, _MEMORY_KIB = 3, 4, 64 * 1024
+_LEAST_SALT_BYTES = 8
 
 
 class _Part(BaseModel):
@@ -37,9 +38,9 @@ class Kdf(_Part):
     """Parameters of Argon2id; bounded, so that a changed file cannot stall the machine."""
 
     salt: str
-    iterations: Annotated[int, Field(ge=1, le=64)] = _ITERATIONS
-    lanes: Annotated[int, Field(ge=1, le=64)] = _LANES
-    memory_kib: Annotated[int, Field(ge=8 * 1024, le=4 << 20)] = _MEMORY_KIB
+    iterations: Annotated[int, Field(ge=1, le=16)] = _ITERATIONS
+    lanes: Annotated[int, Field(ge=1, le=16)] = _LANES
+    memory_kib: Annotated[int, Field(ge=8 * 1024, le=1 << 20)] = _MEMORY_KIB
 
 
 class Lock(_Part):
@@ -72,10 +73,13 @@ def lock_with_passphrase(folder: Path, passphrase: str) -> Seal:
 
 
 def change_passphrase(folder: Path, seal: Seal, passphrase: str) -> None:
-    """Wrap the key of an opened vault with another passphrase."""
+    """Wrap the key of an opened vault with another passphrase; a keyring keeps it no more."""
     if seal.key is None:
         raise MesofedError(f"{folder} is the vault of a simulation: it has no lock to change.")
-    _wrap(folder, read_lock(folder).vault, seal.key, passphrase)
+    before = read_lock(folder)
+    _wrap(folder, before.vault, seal.key, passphrase)
+    if before.kind == "keyring":
+        _delete_from_keyring(before.vault)
 
 
 def lock_with_keyring(folder: Path) -> Seal:
@@ -122,7 +126,13 @@ def unlock(folder: Path, passphrase: Callable[[], str]) -> Seal:
                 f"Expected the key of {folder} in this user's keyring; there is none. Open the "
                 "vault as the user who made it, on the same machine."
             )
-        return Seal(_bytes(kept, folder))
+        key = _bytes(kept, folder)
+        if len(key) != KEY_BYTES:
+            raise MesofedError(
+                f"Expected a key of {KEY_BYTES} bytes for {folder} in this user's keyring; it is "
+                "damaged. Restore the keyring from a copy."
+            )
+        return Seal(key)
     assert lock.kdf is not None
     assert lock.wrapped is not None
     try:
@@ -158,11 +168,10 @@ def read_lock(folder: Path) -> Lock:
 
 def is_sealed(folder: Path) -> bool:
     """Return whether a vault's files are sealed, whatever its lock says."""
-    person = folder / PERSON
-    if not person.is_file():
+    if not folder.is_dir():
         return False
-    with person.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    # One that is missing or damaged must not make the others look open.
+    return any(_begins_sealed(path) for path in folder.iterdir() if path.is_file())
 
 
 def forget_key(folder: Path) -> None:
@@ -174,7 +183,7 @@ def forget_key(folder: Path) -> None:
     except MesofedError:
         lock = None
     if lock is not None and lock.kind == "keyring":
-        _keyring(lambda ring: ring.delete_password(KEYRING_SERVICE, lock.vault))
+        _delete_from_keyring(lock.vault)
     path = folder / LOCK
     with path.open("r+b") as file:  # the wrapped key itself, before its name goes
         file.write(b"\0" * path.stat().st_size)
@@ -192,24 +201,45 @@ def _wrap(folder: Path, vault: str, key: bytes, passphrase: str) -> Seal:
     return Seal(key)
 
 
+def _begins_sealed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def _wrapped_name(vault: str) -> str:
     return f"{LOCK}/{vault}"
 
 
 def _derive(passphrase: str, kdf: Kdf, folder: Path) -> Seal:
+    salt = _bytes(kdf.salt, folder)
+    if len(salt) < _LEAST_SALT_BYTES:
+        raise MesofedError(f"{folder / LOCK} is damaged: its salt is too short. Restore it.")
+    try:
+        words = passphrase.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MesofedError("Expected a passphrase in UTF-8; got other bytes.") from error
     argon = Argon2id(
-        salt=_bytes(kdf.salt, folder),
+        salt=salt,
         length=KEY_BYTES,
         iterations=kdf.iterations,
         lanes=kdf.lanes,
         memory_cost=kdf.memory_kib,
     )
-    return Seal(argon.derive(passphrase.encode("utf-8")))
+    return Seal(argon.derive(words))
 
 
 def _write(folder: Path, lock: Lock) -> None:
     text = lock.model_dump_json(indent=1, exclude_none=True) + "\n"
     write_bytes(folder / LOCK, text.encode(), mode=0o600)
+    folder.chmod(0o700)
+
+
+def _delete_from_keyring(vault: str) -> None:
+    def delete(ring: Any) -> None:
+        if ring.get_password(KEYRING_SERVICE, vault) is not None:
+            ring.delete_password(KEYRING_SERVICE, vault)
+
+    _keyring(delete)
 
 
 def _keyring(use: Callable[..., str | None]) -> str | None:

@@ -16,6 +16,7 @@ disk takes all the same counts as missing where it can be made again: by install
 release, or the next one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -263,11 +264,12 @@ class Vault:
 
     def _keep(self, name: str, data: bytes) -> None:
         """Write a file of a release; where vaults share a pool, link to the one that is there."""
-        if self.pool is None:
+        if self.pool is None or self.seal.key is not None:
             self._write(name, data)
             return
         kept, path = self.pool / hashlib.sha256(data).hexdigest(), self.folder / name
-        if not kept.exists():
+        # A file that is installed again may be damaged, and the pool has the very same.
+        if not kept.exists() or (path.exists() and kept.read_bytes() != data):
             write_bytes(kept, data)
         link = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
@@ -276,6 +278,9 @@ class Vault:
             link.replace(path)
         except OSError:  # another file system, or one without links
             self._write(name, data)
+        finally:  # a link that takes the name of its own file stays behind
+            with contextlib.suppress(OSError):
+                link.unlink()
 
 
 def _dumped(value: Mapping[str, Any]) -> bytes:

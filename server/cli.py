@@ -23,7 +23,7 @@ def _release() -> None:
 def show(folder: ReleaseFolder) -> None:
     """Say what a release holds, and whether its files are what its manifest names."""
     from shared.release_files import MANIFEST, SIGNATURE, verify_files
-    from shared.signature import ReleaseSignature, verify_signature
+    from shared.signature import read_signature, verify_signature
 
     files = _files(folder)
     manifest = verify_files(files)
@@ -39,9 +39,8 @@ def show(folder: ReleaseFolder) -> None:
     console.print(table)
     console.print(f"All files are what {MANIFEST} names.")
     if SIGNATURE in files:
-        signed = ReleaseSignature.model_validate_json(files[SIGNATURE])
-        verify_signature(files, signed.key)
-        console.print(f"Signed with {signed.key}.", soft_wrap=True, highlight=False)
+        key = verify_signature(files, read_signature(files).key)
+        console.print(f"Signed with {key}.", soft_wrap=True, highlight=False)
     else:
         console.print("Not signed: no device takes it.")
 
@@ -131,4 +130,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
     if not (folder / MANIFEST).is_file():
         raise MesofedError(f"Expected a release in {folder}, with its {MANIFEST}; there is none.")
-    return read_release_files(folder)
+    try:
+        return read_release_files(folder)
+    except OSError as error:
+        raise MesofedError(f"Cannot read {error.filename}: {error.strerror}.") from error

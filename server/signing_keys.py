@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from shared.atomic_file import write_bytes, write_json, write_text
+from shared.atomic_file import write_bytes, write_json
 from shared.errors import MesofedError
 from shared.signature import MAX_ROTATIONS, Rotation, Signer, rotation
 
@@ -30,10 +30,11 @@ def signer(folder: Path) -> Signer:
     Raises
     ------
     MesofedError
-        If a file is damaged or of another kind.
+        If a file is damaged or of another kind, or the folder cannot be written.
     """
     if not (folder / PRIVATE).exists():
-        if (folder / ROTATIONS).exists() or (folder / PUBLIC).exists():
+        # A crash while the very first key was made leaves an empty chain and nothing else.
+        if (folder / PUBLIC).exists() or _read_rotations(folder / ROTATIONS):
             raise MesofedError(
                 f"Expected the private key {folder / PRIVATE}; it is gone, while other key files "
                 "are there. Restore it: devices take no releases signed with another key."
@@ -43,7 +44,9 @@ def signer(folder: Path) -> Signer:
     # A crash between the files of a rotation leaves the old key with the new chain.
     while chain and chain[-1].new != Signer(key).public:
         chain = chain[:-1]
-    return Signer(key, chain)
+    found = Signer(key, chain)
+    _publish(folder, found)
+    return found
 
 
 def rotate(folder: Path) -> Signer:
@@ -73,12 +76,25 @@ def rotate(folder: Path) -> Signer:
 
 def _write(folder: Path, keys: Signer) -> None:
     """Write the chain, then the key that it ends with, then what is derived from it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise MesofedError(
+            f"Expected {folder} to be a folder of this user's own for signing keys: "
+            f"{error.strerror}. Name another."
+        ) from error
     write_json(folder / ROTATIONS, [step.model_dump() for step in keys.rotations])
     pem = keys.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_bytes(folder / PRIVATE, pem, mode=0o600)
-    write_text(folder / PUBLIC, keys.public + "\n")
+    _publish(folder, keys)
+
+
+def _publish(folder: Path, keys: Signer) -> None:
+    """Write the public key, unless it is there; a crash may have left none, or the former one."""
+    path, text = folder / PUBLIC, (keys.public + "\n").encode()
+    if not path.is_file() or path.read_bytes() != text:
+        write_bytes(path, text)
 
 
 def _read_key(path: Path) -> Ed25519PrivateKey:

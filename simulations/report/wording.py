@@ -8,6 +8,7 @@ from simulations.report.statistics import MIN_USERS, SIGNIFICANCE, Estimate, Gai
 from simulations.report.summary import REFERENCE, Row, Summary
 
 MINUS = "\N{MINUS SIGN}"
+NARROW = "\N{NARROW NO-BREAK SPACE}"
 CLEAR = f"clear: sign-flip test over users, Holm-corrected, p < {SIGNIFICANCE}"
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -169,7 +170,7 @@ def headline(summary: Summary) -> str:
     keeps = f"with {byte_size(private)} kept private per user" if private else "with nothing stored"
     changes = joined([_change(row) for row in rows])
     # Said once in full, then understood.
-    changes = changes.replace("(gain ", "(95 % interval of the gain: ", 1)
+    changes = changes.replace("(gain ", f"(95{NARROW}% interval of the gain: ", 1)
     return f"{method} {changes}, {keeps}."
 
 
@@ -223,16 +224,17 @@ def next_step(run: Run, summary: Summary) -> str:
     method = summary.featured
     if method is None:
         return (
-            'run a personalised method too, for example --set \'methods=["population", "meso"]\'.'
+            "run a personalised method too, for example "
+            """`--set 'methods=["population", "meso"]'`."""
         )
     rows = [row for row in summary.rows if row.method == method]
     if any(row.gain is None for row in rows):
         return f"add {REFERENCE} to the methods: every gain is measured against it."
     if not all(row.gain is not None and row.gain.clear for row in rows):
         return (
-            "settle the open differences: more device users (--set corpus.device_users=N), more "
-            "queries each (--set corpus.max_queries=N), and another seed (--set seed=N)."
+            "settle the open differences with more device users, `--set corpus.device_users=N`, "
+            "more queries each, `--set corpus.max_queries=N`, or another seed, `--set seed=N`."
         )
     seed = run.record.get("seed")
     other = seed + 1 if isinstance(seed, int) else 1
-    return f"see whether the result holds with another seed: --set seed={other}."
+    return f"see whether the result holds with another seed: `--set seed={other}`."

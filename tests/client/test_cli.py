@@ -1,16 +1,34 @@
 """`mesofed device`: create, ask and export a vault."""
 
+import io
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from client.agent import owned
+from client.agent_call import ask_agent
 from client.device import Device
 from client.lock import unlock
 from client.vault import Vault
+from shared import tiny
 from shared.base_model import BaseModel
+from shared.errors import MesofedError
+from shared.flower_internals import content_to_bytes
 from shared.lora.peft_format import load_peft
+from shared.protocol import (
+    INSTALL_RELEASE,
+    ROUTER_STATISTICS,
+    release_to_content,
+    statistics_request,
+)
 
 
 @pytest.fixture
@@ -129,3 +147,353 @@ def test_a_vault_outside_a_run_needs_a_release_and_takes_the_config_that_is_name
     done = mesofed("device", "ask", tmp_path / "a" / "b", "hello", *arguments)
     assert done.code == 1
     assert "Expected an installed release" in done.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [("top_layers = 1", "lacks or adds tensors"), ('name = "other"', "for this base model")],
+)
+def test_settings_that_the_release_was_not_trained_with_name_the_option(
+    changed: str, said: str, vault: Path, mesofed: Any, tmp_path: Path
+) -> None:
+    lines = (vault.parent.parent / "config.toml").read_text(encoding="utf-8").splitlines()
+    if changed.startswith("name"):
+        model = tmp_path / "other"
+        other = tiny.build_model()
+        with torch.no_grad():
+            other.get_input_embeddings().weight.mul_(2)
+        other.save_pretrained(model)
+        tiny.build_tokenizer().save_pretrained(model)
+        changed = f'name = "{model}"'
+    field = changed.partition(" ")[0]
+    assert any(line.startswith(f"{field} = ") for line in lines)
+    config = tmp_path / "other.toml"
+    config.write_text(
+        "\n".join(changed if line.startswith(f"{field} = ") else line for line in lines),
+        encoding="utf-8",
+    )
+    done = mesofed("device", "ask", vault, "hello", "--config", config, "--method", "population")
+    assert (done.code, "Traceback" in done.text) == (1, False)
+    assert said in done.text
+    assert f"those of {config}" in done.text
+    assert "--config FILE" in done.text
+
+
+# A sealed vault from its making to its end
+
+WORDS = "four quiet old ducks"
+SECRET = "My first long paragraph about heliotrope."
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text(f"{SECRET}\n\nThe second one, too.\n\nAnd a third of them.\n")
+    return folder
+
+
+@pytest.fixture
+def sealed(
+    mesofed: Any,
+    texts: Path,
+    federation: Any,
+    short_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quick_lock: None,
+) -> Path:
+    """A vault that `mesofed device init` has made."""
+    monkeypatch.setenv("MESOFED_PASSPHRASE", WORDS)
+    folder = short_path / "me"
+    key = ("--server-key", federation.server_key)
+    done = mesofed("device", "init", folder, "--folder", texts, "--lock", "passphrase", *key)
+    assert done.code == 0, done.text
+    assert f"Next: mesofed device start {folder}" in done.text
+    return folder
+
+
+def opened(folder: Path, words: str = WORDS) -> Vault:
+    return Vault(folder, unlock(folder, lambda: words))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(done: Any, *said: str, code: int = 1) -> None:
+    assert (done.code, "Traceback" in done.text) == (code, False), done.text
+    for words in said:
+        assert words in done.text
+
+
+def test_init_keeps_the_server_key_and_nothing_in_clear(sealed: Path, federation: Any) -> None:
+    assert opened(sealed).trusted() == federation.server_key
+    assert stat.S_IMODE(sealed.stat().st_mode) == 0o700
+    for data in contents(sealed).values():
+        assert b"heliotrope" not in data
+        assert federation.server_key.encode() not in data
+
+
+@pytest.mark.parametrize("key", ["x", "A" * 44, "A" * 43 + "=="])
+def test_init_with_a_wrong_key_makes_nothing(
+    mesofed: Any, tmp_path: Path, texts: Path, key: str
+) -> None:
+    done = mesofed("device", "init", tmp_path / "v", "--folder", texts, "--server-key", key)
+    refused(done, "Expected a server's public key")
+    assert not (tmp_path / "v").exists()
+
+
+def test_init_with_bad_arguments_makes_nothing(
+    mesofed: Any, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = ("device", "init", tmp_path / "v", "--folder", texts)
+    (tmp_path / "no text").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty").write_bytes(b"\n")
+    passphrase = ("--lock", "passphrase", "--passphrase-file")
+    refused(mesofed(*init, *passphrase, tmp_path / "none"), "Cannot read the passphrase file")
+    refused(mesofed(*init, *passphrase, tmp_path / "no text"), "Cannot read the passphrase file")
+    refused(mesofed(*init, *passphrase, tmp_path / "empty"), "got an empty one")
+    refused(mesofed(*init, "--lock", "chain"), "chain", code=2)
+    refused(mesofed("device", "init", tmp_path / "v"), "--folder", code=2)
+    monkeypatch.setenv("MESOFED_PASSPHRASE", "\udcff")
+    refused(mesofed(*init, "--lock", "passphrase"), "Expected a passphrase in UTF-8")
+    refused(mesofed(*init, "--lock", "keyring"), "keyring does not work here")
+    assert not (tmp_path / "v").exists()
+
+
+def test_init_over_something_else_changes_nothing(
+    mesofed: Any, tmp_path: Path, texts: Path
+) -> None:
+    before = contents(texts)
+    refused(mesofed("device", "init", texts, "--folder", texts), "nothing was changed")
+    refused(mesofed("device", "init", texts / "a.txt", "--folder", texts), "nothing was changed")
+    assert contents(texts) == before
+
+
+def test_trust_pins_another_key(mesofed: Any, sealed: Path, federation: Any) -> None:
+    other = mesofed("release", "key", sealed.parent / "keys").out.splitlines()[0]
+    done = mesofed("device", "trust", sealed, other)
+    assert done.code == 0, done.text
+    assert opened(sealed).trusted() == other
+    for wrong in ("x", other[:-1], other[:-2] + "B="):
+        refused(mesofed("device", "trust", sealed, wrong), "Expected a server's public key")
+    refused(mesofed("device", "trust", sealed), code=2)
+    assert opened(sealed).trusted() == other
+
+
+def test_nothing_is_written_into_a_folder_that_is_no_vault(
+    mesofed: Any, texts: Path, federation: Any
+) -> None:
+    before = contents(texts)
+    for arguments in (
+        ("trust", texts, federation.server_key),
+        ("inspect", texts),
+        ("start", texts),
+        ("passphrase", texts),
+        ("ask", texts, "hello"),
+        ("export", texts, "--out", texts / "out"),
+        ("forget", texts, "--yes"),
+        ("trust", texts / "none", federation.server_key),
+        ("forget", texts / "none", "--yes"),
+    ):
+        refused(mesofed("device", *arguments), "Expected a vault")
+    assert contents(texts) == before
+
+
+def test_a_wrong_passphrase_opens_nothing(
+    mesofed: Any, sealed: Path, tmp_path: Path, federation: Any
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("four quiet old geese\n")
+    before = contents(sealed)
+    for arguments in (
+        ("inspect", sealed),
+        ("start", sealed),
+        ("trust", sealed, federation.server_key),
+        ("ask", sealed, "hello"),
+        ("passphrase", sealed),
+    ):
+        done = mesofed("device", *arguments, "--passphrase-file", wrong)
+        refused(done, "The passphrase does not open")
+        assert "heliotrope" not in done.text
+    assert contents(sealed) == before
+
+
+def test_a_sealed_vault_without_its_lock_is_neither_read_nor_written(
+    mesofed: Any, sealed: Path, federation: Any, tmp_path: Path
+) -> None:
+    (sealed / "lock.json").unlink()
+    before = contents(sealed)
+    for spoilt in (False, True):
+        if spoilt:
+            (sealed / "person.jsonl").write_bytes(b'{"user_id": "mallory"}\n')
+            before = contents(sealed)
+        for arguments in (
+            ("inspect", sealed),
+            ("start", sealed),
+            ("trust", sealed, federation.server_key),
+            ("ask", sealed, "hello"),
+            ("passphrase", sealed),
+            ("export", sealed, "--out", tmp_path / "out"),
+        ):
+            refused(mesofed("device", *arguments), "Expected the lock of a vault")
+    assert contents(sealed) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_passphrase_changes_what_opens_the_vault(
+    mesofed: Any, sealed: Path, tmp_path: Path
+) -> None:
+    fresh, empty = tmp_path / "fresh", tmp_path / "empty"
+    fresh.write_text("three loud young geese\n")
+    empty.write_text("\n")
+    before = contents(sealed)
+    change = ("device", "passphrase", sealed, "--new-passphrase-file")
+    refused(mesofed(*change, empty), "got an empty one")
+    refused(mesofed(*change, tmp_path / "none"), "Cannot read the passphrase file")
+    assert contents(sealed) == before
+    done = mesofed(*change, fresh)
+    assert done.code == 0, done.text
+    changed = {path.name for path, data in contents(sealed).items() if before[path] != data}
+    assert changed == {"lock.json"}
+    assert len(opened(sealed, "three loud young geese").person().history) == 3
+    refused(mesofed("device", "inspect", sealed), "The passphrase does not open")
+    assert mesofed("device", "inspect", sealed, "--passphrase-file", fresh).code == 0
+
+
+def test_forget_erases_all_and_needs_no_passphrase(
+    mesofed: Any, sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MESOFED_PASSPHRASE")
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    refused(mesofed("device", "forget", sealed), "Nothing was erased")
+    assert (sealed / "lock.json").exists()
+    count = len(contents(sealed))
+    done = mesofed("device", "forget", sealed, "--yes")
+    assert done.code == 0, done.text
+    assert f"is gone: {count} files" in done.text
+    assert "Its key was destroyed first" in done.text
+    assert not sealed.exists()
+    assert sealed.parent.exists()
+
+
+def start(
+    mesofed: Any, arguments: tuple[Any, ...], path: Path, meanwhile: Callable[[], None]
+) -> tuple[Any, list[BaseException]]:
+    """Run `mesofed device start` here, do something beside it, and stop it as a system does."""
+    failed: list[BaseException] = []
+
+    def beside() -> None:
+        deadline = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            meanwhile()
+        except BaseException as error:
+            failed.append(error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=beside)
+    thread.start()
+    try:
+        done = mesofed("device", "start", *arguments)
+    finally:
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return done, failed
+
+
+def test_start_answers_until_it_is_stopped_and_inspect_tells_all_of_it(
+    mesofed: Any, sealed: Path, federation: Any, until: Any, short_path: Path
+) -> None:
+    path = short_path / "a.sock"
+    arguments = (sealed, "--socket", path, "--config", federation.run_dir / "config.toml")
+    replies: list[Any] = []
+
+    def meanwhile() -> None:
+        content = release_to_content(federation.release_files(1), 1)
+        replies.append(ask_agent(path, INSTALL_RELEASE, content))
+        replies.append(ask_agent(path, ROUTER_STATISTICS, statistics_request(1)))
+        with pytest.raises(MesofedError):
+            ask_agent(path, ROUTER_STATISTICS, statistics_request(2))
+        vault = opened(sealed)
+        until(lambda: vault.load_private(1, "oppu") is not None)
+        with pytest.raises(MesofedError, match="another agent has it"), owned(vault):
+            pass
+
+    done, failed = start(mesofed, arguments, path, meanwhile)
+    assert failed == []
+    assert (done.code, "Stopped." in done.out) == (0, True)
+    assert f"Listening at {path}" in done.out
+    assert f"takes the releases of {federation.server_key}" in done.out
+    assert not path.exists()
+
+    shown = mesofed("device", "inspect", sealed, "--raw")
+    assert shown.code == 0, shown.text
+    assert f"{sealed}: encrypted" in shown.text
+    assert "3 history items; release 1" in shown.text
+    assert "Sent: 2 answers" in shown.text
+    assert "(empty: installed)" in shown.text
+    data = content_to_bytes(replies[1])
+    assert data.hex() in shown.out
+    record = replies[1]["router-statistics"]
+    assert f"best-similarity {record['best-similarity']}" in shown.text
+    assert "heliotrope" not in shown.text
+    shown = mesofed("device", "inspect", sealed, "--errors")
+    assert "query.router_statistics" in shown.text
+    assert "does not hold the release" in shown.text
+
+
+def test_start_refuses_what_it_cannot_serve(
+    mesofed: Any, sealed: Path, federation: Any, tmp_path: Path, texts: Path, vault: Path
+) -> None:
+    config = ("--config", federation.run_dir / "config.toml")
+    refused(mesofed("device", "start", vault), "Expected an encrypted vault")
+    named = ("--allow-user", "nobody")
+    refused(mesofed("device", "start", sealed, *named), "Expected --socket with --allow-user")
+    unknown = ("--allow-user", "no such one", "--socket", tmp_path / "s")
+    refused(mesofed("device", "start", sealed, *unknown), "got 'no such one'")
+    for place in (texts, texts / "a.txt", tmp_path / "none" / "s", tmp_path / ("x" * 200)):
+        done = mesofed("device", "start", sealed, "--socket", place, *config)
+        refused(done, "Cannot listen at")
+    assert (texts / "a.txt").read_text().startswith(SECRET)
+    refused(
+        mesofed("device", "start", sealed, "--config", tmp_path / "x"), "Cannot read the config"
+    )
+    (sealed / "server.pub").unlink()
+    refused(mesofed("device", "start", sealed, *config), "mesofed device trust")
+
+
+def test_a_vault_is_not_forgotten_while_an_agent_has_it(mesofed: Any, sealed: Path) -> None:
+    before = contents(sealed)
+    with owned(Vault(sealed)):
+        refused(mesofed("device", "forget", sealed, "--yes"), "another agent has it")
+    assert contents(sealed) == before
+
+
+@pytest.mark.parametrize("name", ["person.jsonl", "journal", "installed.json"])
+def test_inspect_names_the_damaged_file(
+    mesofed: Any, sealed: Path, federation: Any, name: str
+) -> None:
+    home = opened(sealed)
+    home.install(1, federation.release_files(1))
+    home.journal.append({"time": "t", "request": "r", "release": 1, "content": ""})
+    data = bytearray((sealed / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (sealed / name).write_bytes(bytes(data))
+    done = mesofed("device", "inspect", sealed)
+    refused(done, name)
+    assert "heliotrope" not in done.text
+
+
+def test_the_keyring_opens_a_vault_and_forgets_it(
+    mesofed: Any, texts: Path, tmp_path: Path, ring: Any
+) -> None:
+    home = tmp_path / "v"
+    assert mesofed("device", "init", home, "--folder", texts).code == 0
+    assert len(ring.kept) == 1
+    assert "3 history items" in mesofed("device", "inspect", home).text
+    assert mesofed("device", "forget", home, "--yes").code == 0
+    assert ring.kept == {}

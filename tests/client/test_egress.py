@@ -205,7 +205,10 @@ def test_another_protocol_version_never_reaches_the_handler(context: Context) ->
     assert "reached" not in error_log(context).read_text(encoding="utf-8")
 
 
-def test_a_log_that_cannot_be_written_still_lets_nothing_out(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_still_lets_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a relative place of the socket leads
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     for node_config in ({"agent": str(tmp_path / "file" / "agent")}, {}, {"agent": 3}):
         nowhere = Context(

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from server.signing_keys import signer
 from shared.base_model import BaseModel
 from shared.lora.peft_format import load_peft
+from shared.signature import sign_release, verify_signature
 
 
 def test_show_says_what_is_in_a_release(federation: Any, mesofed: Any) -> None:
@@ -101,3 +103,86 @@ def test_export_leaves_a_folder_with_other_things_alone(
     assert (done.code, "Traceback" in done.text) == (1, False)
     assert "thesis.tex" in done.text
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# Keys and signatures
+
+
+def test_show_says_who_signed(federation: Any, mesofed: Any, tmp_path: Path) -> None:
+    release = federation.run_dir / "releases" / "r1"
+    shown = mesofed("release", "show", release)
+    assert f"Signed with {federation.server_key}." in shown.text
+    folder = tmp_path / "r1"
+    shutil.copytree(release, folder)
+    (folder / "manifest.sig").unlink()
+    shown = mesofed("release", "show", folder)
+    assert (shown.code, "Not signed: no device takes it." in shown.text) == (0, True)
+
+
+def test_show_refuses_a_signature_of_something_else(
+    federation: Any, mesofed: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r1"
+    shutil.copytree(federation.run_dir / "releases" / "r1", folder)
+    for data in (
+        (federation.run_dir / "releases" / "r2" / "manifest.sig").read_bytes(),
+        b"",
+        b"{}",
+        b"\xff" * 50,
+    ):
+        (folder / "manifest.sig").write_bytes(data)
+        shown = mesofed("release", "show", folder)
+        assert (shown.code, "Traceback" in shown.text) == (1, False)
+        assert "Signed with" not in shown.out
+        assert "Do not use it." in shown.text
+
+
+def test_key_makes_one_and_prints_the_same_afterwards(mesofed: Any, tmp_path: Path) -> None:
+    made = mesofed("release", "key", tmp_path / "keys")
+    assert made.code == 0, made.text
+    public = made.out.splitlines()[0]
+    assert (tmp_path / "keys" / "release.pub").read_text().strip() == public
+    assert f"--server-key {public}" in made.out
+    assert mesofed("release", "key", tmp_path / "keys").out == made.out
+
+
+def test_rotate_replaces_the_key_and_a_release_carries_the_chain(
+    federation: Any, mesofed: Any, tmp_path: Path
+) -> None:
+    old = mesofed("release", "key", tmp_path).out.splitlines()[0]
+    done = mesofed("release", "rotate", tmp_path)
+    assert done.code == 0, done.text
+    new = done.out.splitlines()[0]
+    assert new != old
+    assert mesofed("release", "key", tmp_path).out.splitlines()[0] == new
+    files = sign_release(federation.release_files(1), signer(tmp_path))
+    assert verify_signature(files, old) == verify_signature(files, new) == new
+
+
+def test_rotate_without_a_key_and_a_file_for_a_folder_end_in_a_sentence(
+    mesofed: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    for arguments in (
+        ("rotate", tmp_path / "none"),
+        ("rotate", tmp_path / "file"),
+        ("key", tmp_path / "file"),
+        ("show", tmp_path / "file"),
+    ):
+        done = mesofed("release", *arguments)
+        assert (done.code, "Traceback" in done.text) == (1, False), arguments
+        assert "Error: " in done.text
+    assert mesofed("release", "rotate").code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_show_of_a_folder_with_another_folder_in_it(
+    federation: Any, mesofed: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r1"
+    shutil.copytree(federation.run_dir / "releases" / "r1", folder)
+    (folder / "more").mkdir()
+    shown = mesofed("release", "show", folder)
+    assert (shown.code, "Traceback" in shown.text) == (1, False)
+    assert "more" in shown.text
