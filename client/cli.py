@@ -287,7 +287,7 @@ def _device_of(home: "Vault", config: Path | None) -> "Device":
     settings = load_config(config or (of_run if of_run.is_file() else None))
     use_threads(settings.threads)
     base = compute(lambda: load_base(settings.base, settings.adapt))
-    return Device(base, home, settings.methods, settings.private, settings.seed)
+    return Device(base, home, settings.methods, settings.private, settings.seed, settings.privacy)
 
 
 def _passphrase(

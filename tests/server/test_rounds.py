@@ -10,13 +10,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from server import rounds
-from server.app import describe_round
+from server.exchange import FOREIGN, NO_ANSWER, NOT_DELIVERED, TOO_LARGE, TWICE, Exchange
+from server.round_record import describe_round
 from server.rounds import (
-    FOREIGN,
-    NO_ANSWER,
-    NOT_DELIVERED,
-    TWICE,
     broadcast_release,
     gather_statistics,
     quorum_of,
@@ -114,7 +110,7 @@ good = says(statistics_to_content(statistics()))
 
 def gather(
     script: dict[int, Answers], needed: int = 1, deadline: float = 0.3, **options: Any
-) -> rounds.Exchange[RouterStatistics]:
+) -> Exchange[RouterStatistics]:
     grid = ScriptedGrid(script)
     return gather_statistics(
         grid,
@@ -146,18 +142,21 @@ def test_everyone_answers_and_the_round_does_not_wait_for_its_deadline() -> None
         (fails(2, "<class 'ValueError'>:<'secret'>"), "Flower reported error 2"),
         (fails(99, "secret"), "Flower reported error 99"),
         (as_the_superlink, "Flower reported error 5"),
-        (says(RecordDict()), "the answer is not exactly one record of router statistics"),
+        (says(RecordDict()), "expected exactly the records router-statistics"),
         (
             says(RecordDict({"router-statistics": ConfigRecord({"a": "secret"})})),
-            "router statistics are not a metric record",
+            "router-statistics: expected a metric record",
         ),
         (
             says(RecordDict({"user_lora": ArrayRecord({"a": Array("f", (1,), "x", b"secret")})})),
-            "the answer is not exactly one record of router statistics",
+            "expected exactly the records router-statistics",
         ),
         (
             says(RecordDict({"router-statistics": MetricRecord({"release": 1})})),
-            "router statistics do not have the declared fields",
+            (
+                "router-statistics: expected the fields release, expert-weights, anchor-weights, "
+                "best-similarity, entropy"
+            ),
         ),
         (says(statistics_to_content(statistics(release=2))), REASONS[Refusal.OTHER_RELEASE]),
         (
@@ -232,7 +231,7 @@ def test_a_release_reaches_every_device_and_its_bytes_are_counted() -> None:
     up = len(content_to_bytes(statistics_to_content(statistics())))
     assert exchange.bytes_up == {1: 0, 2: 0, 3: up}
     assert list(exchange.answers) == [1, 2]
-    assert [e.reason for e in exchange.refused] == ["the acknowledgement is not empty"]
+    assert [e.reason for e in exchange.refused] == [TOO_LARGE]
     assert seen == [1, 2, 3]
 
 
