@@ -10,7 +10,7 @@ from server.secure_round import SecureSum
 from shared.config import PrivacyConfig
 from shared.privacy import LedgerEntry, spent
 from shared.protocol import NoisedStatistics, RouterStatistics
-from shared.statistic_vector import UNITS, decode_mean
+from shared.statistic_vector import UNITS, decode_mean, plausible
 
 Record = dict[str, Any]
 
@@ -106,13 +106,15 @@ def describe_sum(
 ) -> Record:
     """Return the record of a round whose statistics came as one sum: there are no others.
 
-    A sum that could not be opened has no mean; the next release is then trained on the corpus as
-    it is.
+    A sum that could not be opened, or that honest devices cannot have made, has no mean; the next
+    release is then trained on the corpus as it is.
     """
     nodes, total = list(summed.opened.devices), summed.opened.total
+    trusted = total is not None and plausible(total, len(nodes), experts, privacy.variance)
     record = _who(installed, summed.refused, nodes)
     record["devices"] = _traffic(installed, summed.bytes_down, summed.bytes_up, nodes)
-    record["mean"] = None if total is None else _means(total, len(nodes), experts)
+    record["mean"] = _means(total, len(nodes), experts) if total is not None and trusted else None
+    record["sum"] = "lost" if total is None else "taken" if trusted else "implausible"
     record["privacy"] = privacy.record(len(nodes))
     return record
 

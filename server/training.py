@@ -166,7 +166,7 @@ def _corpus(
         return _Corpus(users, samples, samples, places, torch.ones(len(users)))
     path = run_dir / "statistics" / f"r{before.version}.json"
     mean = json.loads(path.read_text(encoding="utf-8"))["mean"]
-    if mean is None:  # a secure sum that could not be opened
+    if mean is None:  # a secure sum that was lost, or that no honest devices made
         return _Corpus(users, samples, samples, places, torch.ones(len(users)))
     weights = user_weights(before.router(places), torch.tensor(mean["expert_weights"]))
     curated = resample(samples, weights, derive_seed(seed, "curation"))

@@ -68,6 +68,23 @@ def within_bounds(vector: Sequence[int], experts: int, anchors: int, noise: int 
     return all(a - noise <= x <= b + noise for a, x, b in zip(low, vector, high, strict=True))
 
 
+def plausible(total: Sequence[int], devices: int, experts: int, variance: int) -> bool:
+    """Return whether a sum could come of so many honest devices, each noised with this variance.
+
+    A device that lies in a secure sum is not seen by itself; one that adds more than everyone
+    together could have is seen by this.
+    """
+    anchors, noise = len(total) - experts - 2, noise_bound(devices * variance)
+    low = [0] * (experts + anchors) + [-HALF * devices, 0]
+    high = [UNITS * devices] * (experts + anchors) + [HALF * devices, HALF * devices]
+    return all(
+        a - noise <= x <= b + noise for a, x, b in zip(low, total, high, strict=True)
+    ) and all(
+        abs(sum(group) - UNITS * devices) <= noise_bound(len(group) * devices * variance)
+        for group in (total[:experts], total[experts:-2])
+    )
+
+
 def clip(vector: Sequence[int], experts: int, anchors: int, noise: int) -> list[int]:
     """Return a noised vector within the bounds of :func:`within_bounds`; costs no privacy."""
     low = [0] * (experts + anchors) + [-HALF, 0]

@@ -16,6 +16,7 @@ from shared.statistic_vector import (
     decode_mean,
     encode,
     noise_bound,
+    plausible,
     project_to_simplex,
     within_bounds,
 )
@@ -119,3 +120,18 @@ def test_weights_stay_where_they_are() -> None:
     assert project_to_simplex([0.5, 0.25, 0.25]) == pytest.approx((0.5, 0.25, 0.25))
     assert project_to_simplex([1.5, -0.5]) == (1.0, 0.0)
     assert project_to_simplex([0.9, 0.5]) == pytest.approx((0.7, 0.3))
+
+
+def test_a_sum_that_no_honest_devices_make_is_told() -> None:
+    """Ten devices, noise that is cut at 88: one liar who adds more than all could have is seen."""
+    honest = [10 * value for value in encode(STATISTICS)]
+    assert noise_bound(10 * 10) == 88
+    assert plausible(honest, 10, 2, 10)
+    for place, change in ((0, 2**40), (3, -500), (2, 500), (5, 10**6), (6, -(10**6))):
+        assert not plausible(
+            [*honest[:place], honest[place] + change, *honest[place + 1 :]], 10, 2, 10
+        )
+    # What it takes from one weight and gives to another stays within what a tenth of them may do.
+    moved = [honest[0] - 5_000, honest[1] + 5_000, *honest[2:]]
+    assert plausible(moved, 10, 2, 10)
+    assert not plausible([honest[0] - 10**5, honest[1] + 10**5, *honest[2:]], 10, 2, 10)
