@@ -14,6 +14,7 @@ from shared.errors import MesofedError
 if TYPE_CHECKING:
     from client.device import Device
     from client.vault import Vault
+    from shared.config import RunConfig
 
 device = typer.Typer(no_args_is_help=True, help="A person's vault, and the agent that owns it.")
 
@@ -195,10 +196,13 @@ def inspect(
     passphrase_file: PassphraseFile = None,
     raw: Annotated[bool, typer.Option(help="Also print the very bytes that were sent.")] = False,
     errors: Annotated[bool, typer.Option(help="Print what went wrong, instead.")] = False,
+    config: ConfigFile = None,
 ) -> None:
-    """Say what a vault holds, and everything that has left the device."""
+    """Say what a vault holds, everything that has left the device, and what privacy is left."""
     from client.agent import error_journal
     from client.inspection import sent, stored
+    from client.ledger import ledger
+    from shared.privacy import spent
 
     home = _open_vault(vault, passphrase_file)
     person = home.person()
@@ -215,6 +219,12 @@ def inspect(
     say(f"  {len(person.history)} history items; release {home.installed() or 'none'}")
     for kind, files, size in stored(home):
         say(f"  {kind:<20} {files:>5} files {size / 1e6:>9.3f} MB")
+    budget, costs = _settings_of(home, config).privacy, ledger(home)
+    if costs or budget.mode != "off":
+        say(
+            f"Privacy: epsilon {spent(costs, budget.delta):.3f} of {budget.epsilon:g} is spent, at "
+            f"delta {budget.delta:g}, by {len(costs)} answers with noise"
+        )
     entries = list(sent(home))
     say(f"Sent: {len(entries)} answers, {sum(len(e['bytes']) for e in entries):,} bytes in all")
     for entry in entries:
@@ -281,13 +291,19 @@ def _device_of(home: "Vault", config: Path | None) -> "Device":
     from client.device import Device
     from shared.base_model import load_base
     from shared.compute import compute, use_threads
-    from shared.config import load_config
 
-    of_run = home.folder.resolve().parent.parent / "config.toml"
-    settings = load_config(config or (of_run if of_run.is_file() else None))
+    settings = _settings_of(home, config)
     use_threads(settings.threads)
     base = compute(lambda: load_base(settings.base, settings.adapt))
     return Device(base, home, settings.methods, settings.private, settings.seed, settings.privacy)
+
+
+def _settings_of(home: "Vault", config: Path | None) -> "RunConfig":
+    """Return a device's settings: a simulation's are its run's."""
+    from shared.config import load_config
+
+    of_run = home.folder.resolve().parent.parent / "config.toml"
+    return load_config(config or (of_run if of_run.is_file() else None))
 
 
 def _passphrase(

@@ -1,5 +1,6 @@
 """`mesofed device`: create, ask and export a vault."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from client.device import Device
 from client.lock import unlock
 from client.vault import Vault
 from shared.base_model import BaseModel
+from shared.corpus.user import User
 from shared.lora.peft_format import load_peft
+from shared.privacy import LedgerEntry, spent
 
 
 @pytest.fixture
@@ -126,3 +129,19 @@ def test_a_vault_outside_a_run_needs_a_release_and_takes_the_config_that_is_name
     done = mesofed("device", "ask", tmp_path / "a" / "b", "hello", *arguments)
     assert done.code == 1
     assert "Expected an installed release" in done.text
+
+
+def test_inspect_says_what_privacy_is_left(mesofed: Any, tmp_path: Path) -> None:
+    home = Vault(tmp_path / "vault")
+    home.move_in(User("me", (), ()))
+    config = tmp_path / "device.toml"
+    config.write_text('[privacy]\nmode = "local"\nepsilon = 6.0\ndelta = 1e-6\n', encoding="utf-8")
+    for release in (1, 2):
+        entry = LedgerEntry(release, "local", 3.0, "2026-11-24T08:00:00+00:00")
+        home.journal.append(
+            {"time": "", "request": "r", "release": release, "content": "", "ledger": asdict(entry)}
+        )
+    done = mesofed("device", "inspect", tmp_path / "vault", "--config", config)
+    assert done.code == 0, done.text
+    cost = spent([LedgerEntry(1, "local", 3.0, "")] * 2, 1e-6)
+    assert f"Privacy: epsilon {cost:.3f} of 6 is spent, at delta 1e-06, by 2 answers" in done.text
