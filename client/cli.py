@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from shared.console import output
 from shared.errors import MesofedError
+from shared.program import command
 
 if TYPE_CHECKING:
     from client.device import Device
@@ -74,12 +75,15 @@ def init(
     if server_key:
         home.trust(server_key)
     home.move_in(User(vault.name, read.items, ()))
-    console = Console()
-    console.print(f"{len(read.items)} paragraphs are in {vault}, encrypted.", highlight=False)
-    for skip in read.skipped:
-        console.print(f"  left out {skip.where}: {skip.reason}", markup=False, highlight=False)
+    console = output()
     step = "start" if server_key else "trust"
-    console.print(f"Next: mesofed device {step} {vault}", soft_wrap=True, highlight=False)
+    lines = [
+        f"{len(read.items)} paragraphs are in {vault}, encrypted.",
+        *(f"  left out {skip.where}: {skip.reason}" for skip in read.skipped),
+        f"Next: {command('device', step, vault)}{'' if server_key else ' SERVER_KEY'}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @device.command()
@@ -90,7 +94,8 @@ def trust(
 ) -> None:
     """Take releases that are signed with this key, and no others."""
     _open_vault(vault, passphrase_file).trust(server_key)
-    typer.echo(f"{vault} takes the releases of {server_key}.\nNext: mesofed device start {vault}")
+    typer.echo(f"{vault} takes the releases of {server_key}.")
+    typer.echo(f"Next: {command('device', 'start', vault)}")
 
 
 @device.command()
@@ -111,6 +116,7 @@ def start(
     The SuperNode's processes ask it over a Unix socket. They can bring a release and ask for the
     router statistics; there is no way to ask for anything else.
     """
+    from shared.config import load_config
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
@@ -118,10 +124,10 @@ def start(
     if home.seal.key is None:
         raise MesofedError(
             f"Expected an encrypted vault; {vault} is that of a simulation. Create one with "
-            "`mesofed device init`."
+            f"`{command('device', 'init')}`."
         )
     home.person()
-    trusted = home.trusted()
+    trusted, settings = home.trusted(), load_config(_config_of(home, config))
     users = frozenset({os.getuid(), *(_user_id(name) for name in allow_user or ())})
     if allow_user and socket is None:
         raise MesofedError(
@@ -129,11 +135,11 @@ def start(
             "of sockets. Name a place that both may enter, such as /run/mesofed/NAME.sock."
         )
     path = socket or _socket_folder() / f"{vault.resolve().name}.sock"
-    console = Console()
+    console = output()
 
     from client.agent import Agent
 
-    agent = Agent(_device_of(home, config), path.absolute(), users)
+    agent = Agent(_device_of(home, settings), path.absolute(), users)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.stop())
 
@@ -163,7 +169,7 @@ def ask(
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
-    typer.echo(_device_of(_open_vault(vault, passphrase_file), config).answer(method, prompt))
+    typer.echo(_personalised(_open_vault(vault, passphrase_file), config).answer(method, prompt))
 
 
 @device.command()
@@ -178,16 +184,17 @@ def export(
 
     It holds what the device has learned about the person: keep it at home.
     """
-    from shared.lora.peft_format import save_peft
+    from shared.lora.export import check_target, export_adapter
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
-    opened = _device_of(_open_vault(vault, passphrase_file), config)
+    check_target(out)
+    opened = _personalised(_open_vault(vault, passphrase_file), config)
     stack = opened.personalised(method).folded()
     if stack is None:
         raise MesofedError(f"Method {method} is the base model alone: there is nothing to export.")
-    save_peft(stack, out, opened.base.name)
-    typer.echo(f"{out}: rank {stack.rank}. Load it with peft.PeftModel.from_pretrained(base, ...).")
+    holds = f"One person's whole stack by {method}, folded into one LoRA; keep it at home."
+    typer.echo(export_adapter(stack, out, opened.base, holds))
 
 
 @device.command()
@@ -202,11 +209,12 @@ def inspect(
     from client.agent import error_journal
     from client.inspection import sent, stored
     from client.ledger import ledger
+    from shared.config import load_config
     from shared.privacy import spent
 
     home = _open_vault(vault, passphrase_file)
     person = home.person()
-    console = Console()
+    console = output()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
@@ -219,7 +227,7 @@ def inspect(
     say(f"  {len(person.history)} history items; release {home.installed() or 'none'}")
     for kind, files, size in stored(home):
         say(f"  {kind:<20} {files:>5} files {size / 1e6:>9.3f} MB")
-    budget, costs = _settings_of(home, config).privacy, ledger(home)
+    budget, costs = load_config(_config_of(home, config)).privacy, ledger(home)
     if costs or budget.mode != "off":
         say(
             f"Privacy: epsilon {spent(costs, budget.delta):.3f} of {budget.epsilon:g} is spent, at "
@@ -286,24 +294,41 @@ def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
     return Vault(folder, unlock(folder, _passphrase(passphrase_file)))
 
 
-def _device_of(home: "Vault", config: Path | None) -> "Device":
+def _personalised(home: "Vault", config: Path | None) -> "Device":
+    """Return the device of a vault that holds a release for the settings in use."""
+    from shared.config import load_config
+    from shared.release_files import verify_files
+
     home.person()
+    settings = load_config(_config_of(home, config))
+    verify_files(home.release_files())
+    opened = _device_of(home, settings)
+    try:
+        opened.release()
+    except MesofedError as error:
+        # Its files are whole, so it is for another base model, adapt or base.top_layers.
+        found = _config_of(home, config)
+        used = f"those of {found}" if found else "the defaults, since the vault is in no run"
+        raise MesofedError(
+            f"{error} The settings in use are {used}; name the file with the settings that the "
+            "release was trained with: --config FILE."
+        ) from error
+    return opened
+
+
+def _config_of(home: "Vault", config: Path | None) -> Path | None:
+    of_run = home.folder.resolve().parent.parent / "config.toml"
+    return config or (of_run if of_run.is_file() else None)
+
+
+def _device_of(home: "Vault", settings: "RunConfig") -> "Device":
     from client.device import Device
     from shared.base_model import load_base
     from shared.compute import compute, use_threads
 
-    settings = _settings_of(home, config)
     use_threads(settings.threads)
     base = compute(lambda: load_base(settings.base, settings.adapt))
     return Device(base, home, settings.methods, settings.private, settings.seed, settings.privacy)
-
-
-def _settings_of(home: "Vault", config: Path | None) -> "RunConfig":
-    """Return a device's settings: a simulation's are its run's."""
-    from shared.config import load_config
-
-    of_run = home.folder.resolve().parent.parent / "config.toml"
-    return load_config(config or (of_run if of_run.is_file() else None))
 
 
 def _passphrase(

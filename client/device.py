@@ -21,11 +21,12 @@ from shared.lora.lora import LinearMap, Lora
 from shared.methods import METHODS
 from shared.noise import Randomness, system_randomness
 from shared.protocol import RouterStatistics, as_sent
-from shared.release import Release, unpack_release, verify_files
+from shared.release import Release, unpack_release
+from shared.release_files import MANIFEST, verify_files
 from shared.routing import normalised_entropy
 from shared.samples import encode_prompt, history_samples
 from shared.seeding import derive_seed
-from shared.signature import MANIFEST, verify_signature
+from shared.signature import verify_signature
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from client.journal import Journal
 from client.lock import PERSON
@@ -38,7 +34,13 @@ from shared.atomic_file import write_bytes
 from shared.corpus.user import User
 from shared.corpus.user_file import dump_users, parse_users
 from shared.errors import MesofedError
-from shared.signature import MANIFEST, read_key_text
+from shared.program import command
+from shared.release_files import MANIFEST
+from shared.signature import read_key_text
+
+# Whether there is a vault can be told before the seconds that the deep-learning stack takes.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INSTALLED, SERVER_KEY, JOURNAL = "installed.json", "server.pub", "journal"
 
@@ -85,7 +87,7 @@ class Vault:
         if not self.exists:
             raise MesofedError(
                 f"Expected a vault with a person's history in {self.folder}; it is empty. "
-                "Create it with `mesofed device init`."
+                f"Create it with `{command('device', 'init')}`."
             )
         path = self.folder / PERSON
         people = parse_users(self._read(PERSON), path)
@@ -118,7 +120,7 @@ class Vault:
         if not (self.folder / SERVER_KEY).exists():
             raise MesofedError(
                 f"Expected the key of a server that {self.folder} trusts; there is none. Ask the "
-                "server's operator for it, and run `mesofed device trust`."
+                f"server's operator for it, and run `{command('device', 'trust')}`."
             )
         return self._read(SERVER_KEY).decode("ascii", "replace").strip()
 
@@ -175,26 +177,30 @@ class Vault:
         return {name: data for name, data in found.items() if data is not None}
 
     def save_private(
-        self, version: int, method: str, tensors: Mapping[str, Tensor], log: Mapping[str, Any]
+        self, version: int, method: str, tensors: Mapping[str, "Tensor"], log: Mapping[str, Any]
     ) -> None:
         """Keep what a method has trained; the log goes last and marks it as finished."""
+        from safetensors.torch import save
+
         name = f"private/r{version}/{method}"
         self._write(f"{name}.safetensors", save(dict(tensors)))
         self._write(f"{name}.json", _dumped(log))
 
     def load_private(
         self, version: int, method: str
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    ) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
         """Return what a method has trained and its log, or None if it has not finished."""
         name = f"private/r{version}/{method}"
         log, tensors = self._object(f"{name}.json"), self._tensors(f"{name}.safetensors")
         return (tensors, log) if log is not None and tensors is not None else None
 
-    def save_embedding(self, fingerprint: str, embedding: Tensor) -> None:
+    def save_embedding(self, fingerprint: str, embedding: "Tensor") -> None:
         """Keep the embedding of the history by a base model."""
+        from safetensors.torch import save
+
         self._write(f"embedding/{fingerprint}.safetensors", save({"embedding": embedding}))
 
-    def load_embedding(self, fingerprint: str) -> Tensor | None:
+    def load_embedding(self, fingerprint: str) -> "Tensor | None":
         """Return the embedding of the history by a base model, or None."""
         found = self._tensors(f"embedding/{fingerprint}.safetensors")
         return found["embedding"] if found is not None else None
@@ -250,8 +256,11 @@ class Vault:
             return None
         return found if isinstance(found, dict) else None
 
-    def _tensors(self, name: str) -> dict[str, Tensor] | None:
+    def _tensors(self, name: str) -> "dict[str, Tensor] | None":
         """Return tensors that were kept, or None if the file is missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         data = self._find(name)
         try:
             return load(data) if data is not None else None

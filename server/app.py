@@ -1,7 +1,8 @@
 """The Flower ServerApp: train a release, bring it to the devices, gather router statistics; again.
 
 A round is finished when its ``statistics/r<k>.json`` is there. A run that is started anew skips
-finished rounds and goes on with the first that is not.
+finished rounds and goes on with the first that is not. In a deployment nobody else writes down
+what the run is, nor shows how far it has come: then the ServerApp does.
 """
 
 import json
@@ -30,9 +31,10 @@ from server.rounds import (
     wait_for_devices,
 )
 from server.secure_round import gather_sum, new_session
-from shared.atomic_file import write_json, write_text
+from shared.atomic_file import write_json
 from shared.compute import compute, use_threads
-from shared.config import RunConfig, dump_config
+from shared.config import RunConfig
+from shared.console import output
 from shared.privacy import (
     calibrate,
     honest_devices,
@@ -40,7 +42,8 @@ from shared.privacy import (
     share_variance,
     summed_multiplier,
 )
-from shared.progress import stage
+from shared.program import command
+from shared.progress import is_shown, shown, stage
 from shared.run_settings import resolve_run
 
 app = ServerApp()
@@ -55,16 +58,31 @@ def main(grid: Grid, context: Context) -> None:
     MesofedError
         If the settings, the corpus or a release is not usable, or a round misses its quorum.
     """
-    # The corpus and the trainer bring the deep-learning stack; a ServerApp must load without.
-    from server.training import train_release
-    from shared.corpus.load import load_corpus
-    from shared.corpus.split import server_users, split_users
-
     settings = resolve_run(context)
     config, run_dir = settings.config, settings.run_dir
+    if is_shown():
+        _run(grid, config, run_dir)
+        return
+    console = output()
+    with shown(console):
+        _run(grid, config, run_dir)
+    for line in (
+        f"All {config.rounds.count} rounds are done." if config.rounds.count > 1 else "Done.",
+        f"Router statistics: {_statistics_file(run_dir, config.rounds.count)}",
+        f"Next: {command('report', run_dir)}",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _run(grid: Grid, config: RunConfig, run_dir: Path) -> None:
+    # The corpus and the trainer bring the deep-learning stack; a ServerApp must load without.
+    from server.training import train_release
+    from shared.base_model import load_base
+    from shared.corpus.load import load_corpus
+    from shared.corpus.split import server_users, split_users
+    from shared.run_record import write_run_record
+
     use_threads(config.threads)
-    if not settings.config_file.is_file():
-        write_text(settings.config_file, dump_config(config))
     unfinished = [k for k in range(1, config.rounds.count + 1) if not _finished(run_dir, k)]
     if not unfinished:
         return
@@ -74,6 +92,9 @@ def main(grid: Grid, context: Context) -> None:
     else:
         people = split_users(corpus, config.corpus, config.seed)
         users, devices = people.server, len(people.device)
+    if not (run_dir / "run.json").is_file():
+        base = compute(lambda: load_base(config.base, config.adapt))
+        write_run_record(run_dir, config, base, corpus, "deployment", ("flwr", "run"), users)
     for release in unfinished:
         folder = compute(partial(train_release, config, run_dir, release, users))
         record = run_round(grid, config, folder, release, devices)
@@ -102,7 +123,7 @@ def run_round(grid: Grid, config: RunConfig, folder: Path, release: int, devices
         If too few devices install the release or send valid statistics.
     """
     # The release brings the deep-learning stack; a ServerApp must load without.
-    from shared.release import read_release_files
+    from shared.release_files import read_release_files
 
     files = read_release_files(folder)
     manifest = json.loads(files["manifest.json"])

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from shared.console import output
 from shared.errors import MesofedError
 
 release = typer.Typer(no_args_is_help=True, help="Look at releases, export and sign them.")
@@ -22,8 +22,8 @@ def _release() -> None:
 @release.command()
 def show(folder: ReleaseFolder) -> None:
     """Say what a release holds, and whether its files are what its manifest names."""
-    from shared.release import verify_files
-    from shared.signature import MANIFEST, SIGNATURE, ReleaseSignature, verify_signature
+    from shared.release_files import MANIFEST, SIGNATURE, verify_files
+    from shared.signature import ReleaseSignature, verify_signature
 
     files = _files(folder)
     manifest = verify_files(files)
@@ -35,7 +35,7 @@ def show(folder: ReleaseFolder) -> None:
     table.add_row("anchors", f"{manifest.anchors} of rank {manifest.ranks.bank}")
     for name, entry in manifest.files.items():
         table.add_row(name, f"{entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:12]}")
-    console = Console()
+    console = output()
     console.print(table)
     console.print(f"All files are what {MANIFEST} names.")
     if SIGNATURE in files:
@@ -51,31 +51,55 @@ def export(
     folder: ReleaseFolder,
     part: Annotated[str, typer.Option(help="population, expert:I or anchor:I, counted from 0.")],
     out: Annotated[Path, typer.Option(help="Folder for the PEFT adapter.")],
+    alone: Annotated[
+        bool, typer.Option("--alone", help="An expert or anchor without the population LoRA.")
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(help="TOML file; default: the config of the release's run.")
     ] = None,
 ) -> None:
-    """Write one part of a release as a PEFT adapter for the plain base model."""
-    from shared.base_model import load_base
+    """Write one part of a release as a PEFT adapter.
+
+    Experts and anchors were trained over the population LoRA, so it is folded in, exactly, and the
+    adapter is for the plain base model. With --alone it is left out.
+    """
     from shared.config import load_config
-    from shared.lora.peft_format import save_peft
+    from shared.lora.export import check_target, export_adapter
     from shared.quiet import quiet_libraries
-    from shared.release import unpack_release
+    from shared.release_files import verify_files
 
     quiet_libraries()
+    check_target(out)
     found = config or folder.resolve().parent.parent / "config.toml"
     if not found.is_file():
         raise MesofedError(f"Expected the run's config.toml at {found}; name one with --config.")
-    settings = load_config(found)
+    settings, files = load_config(found), _files(folder)
+    manifest = verify_files(files)
+    parts = [
+        "population",
+        *(f"expert:{index}" for index in range(manifest.experts)),
+        *(f"anchor:{index}" for index in range(manifest.anchors)),
+    ]
+    if part not in parts:
+        raise MesofedError(f"Expected --part to be one of {', '.join(parts)}; got {part!r}.")
+    from shared.base_model import load_base
+    from shared.lora.algebra import concatenate
+    from shared.release import unpack_release
+
     base = load_base(settings.base, settings.adapt)
-    unpacked = unpack_release(_files(folder), base)
-    loras = {"population": unpacked.population}
-    loras |= {f"expert:{i}": lora for i, lora in enumerate(unpacked.experts)}
-    loras |= {f"anchor:{i}": lora for i, lora in enumerate(unpacked.bank)}
-    if part not in loras:
-        raise MesofedError(f"Expected --part to be one of {', '.join(loras)}; got {part!r}.")
-    save_peft(loras[part], out, base.name)
-    typer.echo(f"{out}: rank {loras[part].rank}")
+    unpacked = unpack_release(files, base)
+    kind, _, index = part.partition(":")
+    lora, holds = unpacked.population, "The population LoRA."
+    if index:
+        lora = (unpacked.experts if kind == "expert" else unpacked.bank)[int(index)]
+        name = f"group expert {index}" if kind == "expert" else f"the meta-LoRA of anchor {index}"
+        holds = f"The population LoRA and {name}, folded into one LoRA."
+        if alone:
+            holds = f"{name[0].upper()}{name[1:]} alone: it was trained over the population LoRA "
+            holds += "and means nothing without it."
+        else:
+            lora = concatenate([unpacked.population, lora])
+    typer.echo(export_adapter(lora, out, base, holds))
 
 
 @release.command()
@@ -103,8 +127,7 @@ def rotate(
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    from shared.release import read_release_files
-    from shared.signature import MANIFEST
+    from shared.release_files import MANIFEST, read_release_files
 
     if not (folder / MANIFEST).is_file():
         raise MesofedError(f"Expected a release in {folder}, with its {MANIFEST}; there is none.")

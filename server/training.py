@@ -30,18 +30,13 @@ from shared.embedding import EmbeddingSpace, embed_user
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import stage
-from shared.release import (
-    Release,
-    pack_release,
-    read_release_files,
-    unpack_release,
-    write_release_files,
-)
+from shared.release import Release, pack_release, unpack_release
+from shared.release_files import MANIFEST, read_release_files, write_release_files
 from shared.routing import Router
 from shared.run_settings import keys_folder
 from shared.samples import Sample, history_samples, query_samples
 from shared.seeding import derive_seed
-from shared.signature import MANIFEST, sign_release
+from shared.signature import sign_release
 
 # Axes of the embedding space: enough to tell a dozen groups apart, few enough that noise among a
 # few dozen users does not drown them.

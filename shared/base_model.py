@@ -19,9 +19,10 @@ from shared.errors import MesofedError
 from shared.fingerprint import fingerprint
 from shared.lora.layer import AdapterStack
 from shared.lora.lora import LinearMap
-from shared.prefix import FrozenPrefix
+from shared.prefix import FrozenPrefix, batch_shape
 from shared.pretrained import load_folder, local_folder
 from shared.quantise import quantise
+from shared.state_cache import StateCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,13 @@ class BaseModel:
     def width(self) -> int:
         """Size of a hidden state."""
         return _embedding(self.model).shape[1]
+
+    @property
+    def head(self) -> Tensor:
+        """Weight of the vocabulary head, (vocabulary, width)."""
+        weight = self.model.get_output_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def hidden_states(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return the last layer's normalised hidden states of token ids.
@@ -145,8 +153,11 @@ def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
                 _resident = None
                 gc.collect()  # two models at once may not fit into the memory
             _resident = key, _load(config, adapt)
+        base = _resident[1]
+        if base.prefix is not None:
+            base.prefix.cache.limit = config.cache_mb << 20
         memory = config.batch_memory_mb << 20
-        return replace(_resident[1], max_tokens=config.max_tokens, memory=memory)
+        return replace(base, max_tokens=config.max_tokens, memory=memory)
 
 
 def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
@@ -180,12 +191,16 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
         device=device,
         max_tokens=config.max_tokens,
         memory=config.batch_memory_mb << 20,
-        prefix=FrozenPrefix(model.get_decoder(), cut, dtype, _embedding(model).shape[1])
-        if cut
-        else None,
+        prefix=_prefix(model, cut, dtype, config.cache_mb) if cut else None,
     )
     _check_logits(base)
     return base
+
+
+def _prefix(model: PreTrainedModel, cut: int, dtype: torch.dtype, cache_mb: int) -> FrozenPrefix:
+    """Return the layers below the cut."""
+    cache = StateCache(cache_mb << 20)
+    return FrozenPrefix(model.get_decoder(), cut, dtype, _embedding(model).shape[1], cache)
 
 
 def _contiguous(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -254,14 +269,18 @@ def _adapted_maps(
 def _check_logits(base: BaseModel) -> None:
     """Refuse a model that computes more than decoder and head, such as capped or scaled logits.
 
-    Known settings are looked up, since a cap does not show in small logits; others are tried.
+    Known settings are looked up, since a cap does not show in small logits; others are tried, on
+    a batch as the prefix runs it: kernels choose their order of summation by shape, and in bf16
+    that alone moves logits by some per cent.
     """
     config = base.model.config
     known = {name: getattr(config, name, None) for name in _LOGIT_SETTINGS}
     changed = [f"{name}={value}" for name, value in known.items() if value not in (None, 1)]
-    ids = torch.arange(1, 5, device=base.device)[None]  # (1, 4)
-    expected = base.model(input_ids=ids, use_cache=False).logits[0].float()
-    came = base.logits(base.hidden_states(ids, [4])[0])
+    rows, columns = batch_shape(1)
+    ids = torch.arange(1, 1 + columns, device=base.device).expand(rows, columns)
+    expected = base.model(input_ids=ids, use_cache=False).logits.float()
+    hidden = base.hidden_states(ids, [columns] * rows)
+    came = base.logits(hidden.flatten(0, 1)).view_as(expected)
     if changed or not torch.allclose(came, expected, rtol=1e-2, atol=1e-2):
         raise MesofedError(
             f"Expected the base model {base.name} to compute its logits as the product of its "

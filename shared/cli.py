@@ -8,19 +8,26 @@ importing them.
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 import typer.core
 import typer.main
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from shared.console import output, print_error
 from shared.errors import MesofedError
+from shared.interrupt import stopping_at_once
+from shared.program import command
+
+if TYPE_CHECKING:
+    from shared.corpus.load import CheckReport
 
 GROUP = "mesofed.commands"
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
+SHOWN_PROBLEMS, SHOWN_SKIPS = 20, 5
 
 
 class EntryPointCommands(typer.core.TyperGroup):
@@ -64,19 +71,12 @@ def _root() -> None:
 
 def main() -> None:
     """Run `mesofed`; problems that the user can mend end in their text, not in a traceback."""
-    errors = Console(stderr=True)
-    try:
-        root()
-    except MesofedError as error:
-        errors.print(f"[bold red]Error:[/bold red] {_escaped(str(error))}", highlight=False)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        errors.print("Stopped.")
-        sys.exit(INTERRUPTED)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+    with stopping_at_once():
+        try:
+            root()
+        except MesofedError as error:
+            print_error(str(error))
+            sys.exit(FAILED)
 
 
 data = typer.Typer(no_args_is_help=True, help="Look at corpus files before using them.")
@@ -100,11 +100,41 @@ def check(
     Exit code 1 if anything is wrong.
     """
     from shared.corpus.load import check_file
+    from shared.corpus.problems import advice
+    from shared.corpus.split import MIN_SERVER_USERS, MIN_USERS
 
     report = check_file(file, outputs, task or None)
-    console = Console()
+    console = output()
+    console.print(_contents(report))
+    for skip in report.skipped[:SHOWN_SKIPS]:
+        console.print(f"  {skip.where}: {skip.reason}", markup=False, soft_wrap=True)
+    if (more := len(report.skipped) - SHOWN_SKIPS) > 0:
+        console.print(f"  and {more:,} more")
+    if report.problems:
+        count = len(report.problems)
+        console.print(f"\n[bold red]{count:,} problem{'s' if count > 1 else ''}[/bold red]")
+        for problem in report.problems[:SHOWN_PROBLEMS]:
+            console.print(f"  {problem}", markup=False, soft_wrap=True)
+        if (more := count - SHOWN_PROBLEMS) > 0:
+            console.print(f"  and {more:,} more")
+        console.print(advice(mendable=report.users > 0), markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED)
+    if report.users < MIN_USERS:
+        console.print(
+            f"\nSound, but too few people for a simulation: it needs at least {MIN_USERS} users "
+            f"({MIN_SERVER_USERS} of the server and a device); these are {report.users}.\n"
+            f"Next: add people, one a line, and check again."
+        )
+        return
+    settings = [f"corpus.source={report.source}", f"corpus.path={report.path}"]
+    settings += [f"corpus.outputs={outputs}"] if outputs else []
+    line = command("simulate", *(part for setting in settings for part in ("--set", setting)))
+    console.print(f"\nSound. Next: {line}", markup=False, soft_wrap=True)
+
+
+def _contents(report: "CheckReport") -> Table:
     table = Table(show_header=False, box=None)
-    table.add_row("file", f"{report.path} ({report.source})")
+    table.add_row("file", Text(f"{report.path} ({report.source})"))
     table.add_row("users", f"{report.users:,}")
     table.add_row("history items", f"{report.items:,}")
     if report.history_length:
@@ -113,26 +143,7 @@ def check(
     for name, count in report.queries.items():
         table.add_row("queries", f"{count:,} {name}")
     table.add_row("left out", f"{len(report.skipped):,} empty or unusable pieces")
-    console.print(table)
-    for skip in report.skipped[:5]:
-        console.print(f"  {skip.where}: {skip.reason}", markup=False, highlight=False)
-    if report.problems:
-        count = len(report.problems)
-        console.print(f"\n[bold red]{count:,} problem{'s' if count > 1 else ''}[/bold red]")
-        for problem in report.problems[:20]:
-            console.print(
-                f"  {problem.where}: expected {problem.expected}; got {problem.got}",
-                markup=False,
-                highlight=False,
-            )
-        console.print("Mend the file, or leave bad input out: --set corpus.bad_input=skip")
-        raise typer.Exit(FAILED)
-    console.print(
-        f"\nSound. Next: mesofed simulate --set corpus.source={report.source} "
-        f"--set corpus.path={report.path}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    return table
 
 
 models = typer.Typer(help="List the base models and whether each is ready on this machine.")
@@ -143,16 +154,21 @@ def _models() -> None:
     """List the base models and whether each is ready on this machine."""
     from shared.available_models import available_models
 
-    table = Table(box=None)
-    for heading in ("name", "parameters", "formats", "ready", "note"):
-        table.add_column(heading, overflow="fold")
-    for model in available_models():
-        table.add_row(
-            model.name,
-            f"{model.parameters:,}" if model.parameters else "",
-            " ".join(model.formats),
-            "yes" if model.ready else "no",
-            model.note,
-        )
-    Console().print(table)
-    typer.echo("\nUse one with: mesofed simulate --set base.name=NAME --set base.format=bf16")
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    table.add_column("name")
+    table.add_column("parameters", justify="right")
+    table.add_column("formats")
+    table.add_column("ready")
+    console = output()
+    found = available_models()
+    for model in found:
+        parameters = f"{model.parameters:,}" if model.parameters else ""
+        ready = "yes" if model.ready else "no"
+        table.add_row(model.name, parameters, " ".join(model.formats), ready)
+    console.print(table)
+    console.print()
+    # Beside four other columns, a note would be a strip of a few words a line.
+    for model in found:
+        console.print(f"{model.name}: {model.note}", markup=False, soft_wrap=True)
+    line = f"{command('simulate')} --set base.name=NAME --set base.format=bf16"
+    console.print(f"\nUse one with: {line}", markup=False, soft_wrap=True)

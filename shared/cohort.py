@@ -182,6 +182,7 @@ class Cohort:
         self._shared = concatenate(shared).to(base.dtype, base.device) if shared else None
         self._weights_share = weights_learning_rate / config.learning_rate
         self._bytes: dict[tuple[bool, int, int], int] = {}  # of one user's activations
+        self._buffers: dict[str, Tensor] = {}
 
     def join(
         self,
@@ -302,7 +303,10 @@ class Cohort:
         batch = collate([member.next for member in group], base.pad_token, base.device)
         private = {}
         if self._rank:
-            rows = torch.stack([member.row for member in group])
+            # Cast at once: the layers would cast each factor, and so would the way back.
+            rows = self._buffer("rows", group)
+            for row, member in zip(rows, group, strict=True):
+                row.copy_(member.row)
             private = Slab(base.maps, self._rank, rows).leaves(count)
         learned = [tensor for f in private.values() for tensor in (f.a, f.b)]
         weights = None
@@ -323,10 +327,12 @@ class Cohort:
         gradients = list(torch.autograd.grad(losses.sum(), learned))
         tuned = any(member.tuned is not None for member in group)
         by_weight = gradients.pop() if tuned else None
-        by_row = Slab.to_rows(gradients) if gradients else None
+        by_row = Slab.to_rows(gradients, self._buffer("gradients", group)) if gradients else None
         for index, (member, loss) in enumerate(zip(group, losses.tolist(), strict=True)):
             if by_row is not None:
-                member.row.grad = _clip(by_row[index], self._config.clip_norm)
+                if member.row.grad is None:
+                    member.row.grad = torch.empty_like(member.row)
+                _clip(member.row.grad.copy_(by_row[index]), self._config.clip_norm)
             if by_weight is not None and member.weights is not None and member.tuned is not None:
                 member.weights.grad = by_weight[index] * member.tuned
             rate = learning_rate(self._config, len(member.curve), len(member.plan))
@@ -335,6 +341,19 @@ class Cohort:
             member.optimiser.step()
             member.tokens += sum(map(len, member.next))
             member.curve.append((len(member.curve), loss))
+
+    def _buffer(self, name: str, group: Sequence[Member]) -> Tensor:
+        """Return room for a row of each user, in the format of the base model.
+
+        It is kept between steps: memory that is new to a process has to be mapped first, which
+        takes longer than the copy into it.
+        """
+        shape = len(group), len(group[0].row)
+        kept = self._buffers.get(name)
+        if kept is None or len(kept) < len(group):
+            kept = torch.empty(shape, dtype=self.base.dtype, device=self.base.device)
+            self._buffers[name] = kept
+        return kept[: len(group)]
 
     @contextmanager
     def _measured(self, shape: tuple[bool, int, int], users: int) -> Iterator[None]:

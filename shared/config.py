@@ -59,6 +59,9 @@ class BaseConfig(Section):
     batch_memory_mb: int = Field(
         768, ge=1, description="users train in one batch as far as so much memory goes"
     )
+    cache_mb: int = Field(
+        1024, ge=1, description="remembered outputs of the lower layers; the rest is on disk"
+    )
 
 
 class TrainingConfig(Section):

@@ -4,23 +4,29 @@
                 frozen for everyone: cached                   carry the LoRAs
 
 No LoRA can change what the prefix computes, so its output serves all epochs, stages, users and
-methods. Texts are run in batches of one fixed shape, filled up with empty rows: matrix kernels
-choose their order of summation by shape, so a text's states do not depend on what it happens to
-be batched with, or on what was in memory before a run was resumed.
+methods. The shape of a batch follows from the length of its texts alone, and missing rows are
+filled up with empty ones: matrix kernels choose their order of summation by shape, so a text's
+states do not depend on what it happens to be batched with, or on what was in memory before a run
+was resumed.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-# Memory for remembered states; the longest unused go first.
-CACHE_BYTES = 1 << 30
-# The shape of a batch: so many rows, of a multiple of so many tokens.
-ROWS, TOKENS = 8, 16
+from shared.state_cache import StateCache
+
+# Tokens of a batch, and of what the length of its texts is rounded up to a multiple.
+BATCH_TOKENS, COLUMNS = 128, 16
+
+
+def batch_shape(tokens: int) -> tuple[int, int]:
+    """Return rows and columns of a batch of texts of so many tokens: 8 x 16, ..., 1 x 128."""
+    columns = -(-tokens // COLUMNS) * COLUMNS
+    return max(1, BATCH_TOKENS // columns), columns
 
 
 class _Capture(nn.Module):
@@ -42,7 +48,7 @@ class _Through(nn.Module):
 
 @dataclass
 class FrozenPrefix:
-    """The lower layers of a decoder, and their outputs for the texts seen.
+    """The lower layers of a decoder, and their output for the texts seen.
 
     Attributes
     ----------
@@ -54,14 +60,15 @@ class FrozenPrefix:
         Of the states.
     width : int
         Of the states.
+    cache : StateCache
+        What is remembered.
     """
 
     decoder: nn.Module
     cut: int
     dtype: torch.dtype
     width: int
-    _cache: OrderedDict[tuple[int, ...], Tensor] = field(default_factory=OrderedDict)
-    _bytes: int = 0
+    cache: StateCache
 
     def states(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return the prefix's output for right-padded token ids, zero at the padding.
@@ -77,14 +84,12 @@ class FrozenPrefix:
         Tensor, (rows, tokens, width)
         """
         keys = [tuple(row[:n]) for row, n in zip(ids.tolist(), lengths, strict=True)]
-        self._remember([key for key in dict.fromkeys(keys) if key and key not in self._cache])
+        self._remember([key for key in dict.fromkeys(keys) if key and key not in self.cache])
         states = torch.zeros(*ids.shape, self.width, dtype=self.dtype, device=ids.device)
         for row, key in enumerate(keys):
             if key:
-                states[row, : len(key)] = self._cache[key]
-                self._cache.move_to_end(key)
-        while self._bytes > CACHE_BYTES:
-            self._bytes -= self._cache.popitem(last=False)[1].nbytes
+                states[row, : len(key)] = self.cache.get(key)
+        self.cache.trim()
         return states
 
     def finish(self, states: Tensor) -> Tensor:
@@ -101,22 +106,21 @@ class FrozenPrefix:
     def _remember(self, texts: Sequence[tuple[int, ...]]) -> None:
         """Run texts through the prefix and keep their states."""
         device = next(self.decoder.parameters()).device
-        by_size: dict[int, list[tuple[int, ...]]] = {}
+        by_shape: dict[tuple[int, int], list[tuple[int, ...]]] = {}
         for text in texts:
-            by_size.setdefault(-(-len(text) // TOKENS) * TOKENS, []).append(text)
+            by_shape.setdefault(batch_shape(len(text)), []).append(text)
         layers, capture = self.decoder.layers, _Capture()
         assert isinstance(layers, nn.ModuleList)
         with _layers(self.decoder, nn.ModuleList([*layers[: self.cut], capture])):
-            for size, same in by_size.items():
-                for start in range(0, len(same), ROWS):
-                    chunk = same[start : start + ROWS]
-                    ids = torch.zeros(ROWS, size, dtype=torch.long)
+            for (rows, columns), same in by_shape.items():
+                for start in range(0, len(same), rows):
+                    chunk = same[start : start + rows]
+                    ids = torch.zeros(rows, columns, dtype=torch.long)
                     for row, text in enumerate(chunk):
                         ids[row, : len(text)] = torch.tensor(text)
                     self.decoder(input_ids=ids.to(device), use_cache=False)
                     for row, text in enumerate(chunk):
-                        self._cache[text] = capture.states[row, : len(text)].clone()
-                        self._bytes += self._cache[text].nbytes
+                        self.cache.put(text, capture.states[row, : len(text)].clone())
 
 
 @contextmanager

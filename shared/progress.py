@@ -132,6 +132,11 @@ def shown(console: Console | None = None) -> Iterator[Display]:
             _shown.pop()
 
 
+def is_shown() -> bool:
+    """Whether a command shows the stages."""
+    return bool(_shown)
+
+
 @contextmanager
 def stage(name: str, total: int, unit: str) -> Iterator[Stage]:
     """Report a stage of work; silent unless a display is shown."""

@@ -1,84 +1,36 @@
-"""A release: everything the server has learned, as files whose hashes a manifest names.
+"""A release: everything the server has learned, packed into files and read from them again.
 
-The same bytes are what lies on disk and what crosses the wire. A release names no person: the
-bank holds the anchors' meta-LoRAs and places, not their ids.
+A release names no person: the bank holds the anchors' meta-LoRAs and places, not their ids.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from shared.atomic_file import write_bytes
-from shared.base_model import BaseModel as BaseLanguageModel
-from shared.config import MAX_ANCHORS, MAX_DIMENSIONS, MAX_EXPERTS
+from shared.base_model import BaseModel
 from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
+from shared.release_files import (
+    FORMAT,
+    MANIFEST,
+    BaseEntry,
+    FileEntry,
+    Manifest,
+    Ranks,
+    verify_files,
+)
 from shared.routing import Router
-from shared.signature import MANIFEST, SIGNATURE
 
-FORMAT: Literal[1] = 1
-PARTS = ("population", "experts", "bank", "router")
 # No number of a release is larger. Trained releases stay below 20, the mean embedding being the
 # largest; at the bound, places, router weights, similarities and updates B A still have room in
 # fp32 to be multiplied and squared.
 LARGEST = 1e4
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class FileEntry(_Section):
-    """What the manifest says of one file."""
-
-    sha256: str
-    bytes: NonNegativeInt
-
-
-class BaseEntry(_Section):
-    """What the manifest says of the base model."""
-
-    name: str
-    fingerprint: str
-
-
-class Ranks(_Section):
-    """Ranks of the LoRAs in a release."""
-
-    population: PositiveInt
-    experts: PositiveInt
-    bank: PositiveInt
-
-
-class Manifest(_Section):
-    """The contents of a release, and the hash of each file."""
-
-    format: Literal[1]
-    release: PositiveInt
-    base: BaseEntry
-    ranks: Ranks
-    experts: Annotated[int, Field(ge=1, le=MAX_EXPERTS)]
-    anchors: Annotated[int, Field(ge=1, le=MAX_ANCHORS)]
-    dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
-    top_k: PositiveInt
-    temperature: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
-    files: dict[str, FileEntry]
 
 
 @dataclass(frozen=True)
@@ -176,7 +128,7 @@ def pack_release(release: Release) -> dict[str, bytes]:
     return {MANIFEST: manifest.model_dump_json(indent=1).encode(), **files}
 
 
-def unpack_release(files: Mapping[str, bytes], base: BaseLanguageModel) -> Release:
+def unpack_release(files: Mapping[str, bytes], base: BaseModel) -> Release:
     """Verify the files of a release and return it.
 
     Raises
@@ -239,59 +191,6 @@ def _check_space(basis: Tensor, anchors: Tensor) -> None:
         raise MesofedError("Expected orthonormal axes in space.basis of the release; they are not.")
     if not torch.allclose(anchors.norm(dim=1), torch.ones(len(anchors)), atol=1e-3):
         raise MesofedError("Expected the release's anchors to be unit vectors; they are not.")
-
-
-def read_release_files(folder: Path) -> dict[str, bytes]:
-    """Return the files of a release by name; a hidden file is a write that a crash cut short."""
-    return {
-        path.name: path.read_bytes()
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith(".")
-    }
-
-
-def write_release_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of a release, the manifest last: without it a release is not there yet."""
-    for name in sorted(files, key=lambda name: name == MANIFEST):
-        write_bytes(folder / name, files[name])
-
-
-def verify_files(files: Mapping[str, bytes]) -> Manifest:
-    """Return the manifest of a release whose files are what it names.
-
-    Raises
-    ------
-    MesofedError
-        If the manifest is not complete, or a file is missing, unknown or changed.
-    """
-    manifest = _read_manifest(files)
-    for name, entry in manifest.files.items():
-        if hashlib.sha256(files[name]).hexdigest() != entry.sha256:
-            raise MesofedError(
-                f"{name} of release {manifest.release} is not what its manifest names: the hash "
-                "differs. Fetch the release again; do not use this one."
-            )
-    return manifest
-
-
-def _read_manifest(files: Mapping[str, bytes]) -> Manifest:
-    try:
-        manifest = Manifest.model_validate_json(files.get(MANIFEST, b""))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or MANIFEST
-        raise MesofedError(
-            f"Expected a release of format {FORMAT} with a complete {MANIFEST}; "
-            f"{where}: {first['msg']}. Fetch the release again, or update mesofed."
-        ) from error
-    expected = {f"{part}.safetensors" for part in PARTS}
-    for found in (set(manifest.files), set(files) - {MANIFEST, SIGNATURE}):
-        if found != expected:
-            raise MesofedError(
-                f"Expected {', '.join(sorted(expected))} in the release and its manifest; "
-                f"they lack or add {sorted(found ^ expected)[:4]}. Fetch the release again."
-            )
-    return manifest
 
 
 def _lora_shapes(maps: Sequence[LinearMap], rank: int, count: int) -> dict[str, tuple[int, ...]]:

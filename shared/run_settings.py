@@ -37,11 +37,6 @@ class RunSettings:
     run_dir: Path
     config: RunConfig
 
-    @property
-    def config_file(self) -> Path:
-        """The configuration that a run keeps, so that it can be resumed."""
-        return self.run_dir / "config.toml"
-
 
 def run_folder(context: "Context") -> Path:
     """Return the absolute path of the run's folder; nothing is created."""

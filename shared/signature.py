@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from shared.errors import MesofedError
+from shared.release_files import MANIFEST, SIGNATURE
 
-MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MAX_ROTATIONS = 64
 
 # What is signed begins with its purpose, so that no signature can be shown as another's.
@@ -118,7 +118,7 @@ def rotation(old: Ed25519PrivateKey, new: Ed25519PublicKey) -> Rotation:
 def verify_signature(files: Mapping[str, bytes], pinned: str) -> str:
     """Return the key that a release is signed with, once it is sure that ``pinned`` vouches for it.
 
-    Hashes are not looked at here; :func:`shared.release.verify_files` does.
+    Hashes are not looked at here; :func:`shared.release_files.verify_files` does.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shared.base_model import BaseModel
 from shared.config import TrainingConfig
+from shared.head_loss import target_losses
 from shared.samples import Batch, Sample
 from shared.seeding import derive_seed
 
@@ -48,12 +49,10 @@ def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
 def answer_losses(base: BaseModel, batch: Batch) -> Tensor:
     """Return the negative log-likelihood of each answer token, (answers,), in nats.
 
-    Only answer positions go through the vocabulary head, from a contiguous matrix: it is a fifth
-    of a small model's work and most of its memory.
+    Only answer positions go through the vocabulary head, which is a fifth of a small model's work.
     """
     hidden = base.hidden_states(batch.ids, batch.lengths)  # (rows, tokens, width)
-    logits = base.logits(hidden[batch.row, batch.position])  # (answers, vocabulary)
-    return torch.nn.functional.cross_entropy(logits, batch.target, reduction="none")
+    return target_losses(base, hidden[batch.row, batch.position], batch.target)
 
 
 def mean_per_user(losses: Tensor, batch: Batch) -> Tensor:

@@ -1,26 +1,20 @@
 """The commands `mesofed simulate` and `mesofed report`."""
 
 import os
-import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from shared.cli import INTERRUPTED
+from shared.console import output
 from shared.errors import MesofedError
+from shared.interrupt import INTERRUPTED, stopping_in_order
+from shared.program import command
 
 simulate = typer.Typer(help="Run a federation on this machine and report on it.")
 report = typer.Typer(help="Write a run's report anew and print its results.")
-
-
-def _console() -> Console:
-    """Return a console of at most 100 columns, and of just so many where there is no terminal."""
-    console = Console()
-    return Console(width=min(100, console.width) if console.is_terminal else 100)
 
 
 @simulate.command()
@@ -57,41 +51,44 @@ def _simulate(
     quiet_libraries()
     from shared.config import load_config
     from shared.progress import shown
-    from simulations.federated import open_run, prepare
-    from simulations.federated import simulate as run
-    from simulations.report.table import render_table
+    from simulations.prepare import load_model, prepare, resume_run
 
     if resume is not None and (config or assignments or out):
         raise MesofedError(
             "Expected --resume RUN alone: a run keeps its own settings. Leave out the config, "
             "--set and --out."
         )
-    console = _console()
+    console = output()
     folder = resume or out or Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    with shown(console):
+        if resume is not None:
+            settings = resume_run(folder)
+            load_model(settings)
+        else:
+            settings = load_config(config, tuple(assignments or ()))
+            prepare(settings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+        console.print(f"Run: {folder}", markup=False, soft_wrap=True)
+    from simulations.federated import simulate as run
+    from simulations.report.table import render_table
+
     try:
-        with shown(console):
-            if resume is None:
-                settings = load_config(config, tuple(assignments or ()))
-                prepare(settings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
-            settings = open_run(folder)
-            console.print(f"Run: {folder}", markup=False, highlight=False, soft_wrap=True)
+        with stopping_in_order(), shown(console):
             summary = run(settings, folder)
     except KeyboardInterrupt:
-        if (folder / "config.toml").exists():
-            console.print(
-                f"\nStopped. Continue: mesofed simulate --resume {shlex.quote(str(folder))}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+        console.print(
+            f"\nStopped. Continue: {command('simulate', '--resume', folder)}",
+            markup=False,
+            soft_wrap=True,
+        )
         # Threads may be deep in a computation; every file is written whole, so just go.
         console.file.flush()
         os._exit(INTERRUPTED)
     console.print()
     console.print(render_table(summary))
-    console.print(f"Report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
-    console.print("Next: open the report, or try your own people with")
-    console.print("  --set corpus.source=jsonl --set corpus.path=FILE")
+    console.print(f"Report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
+    own = command("simulate", "--set", "corpus.source=jsonl", "--set", "corpus.path=FILE")
+    console.print("Next: open the report, or try your own people:")
+    console.print(f"  {own}", markup=False, soft_wrap=True)
 
 
 @report.command()
@@ -100,14 +97,22 @@ def _report(
     markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
 ) -> None:
     """Write a run's report anew from what it has measured so far, and print its results."""
-    from simulations.federated import conclude, open_run
-    from simulations.report.table import markdown_table, render_table
+    from simulations.prepare import open_run
 
     open_run(run)
-    summary = conclude(run)
-    console = _console()
-    if markdown:
+    from simulations.report.conclude import conclude
+    from simulations.report.progress import render_progress
+    from simulations.report.read import read_run
+    from simulations.report.table import markdown_table, render_table
+    from simulations.report.wording import next_step
+
+    summary, read = conclude(run), read_run(run)
+    console = output()
+    if not summary.rows:
+        console.print(render_progress(read))
+    elif markdown:
         typer.echo(markdown_table(summary))
     else:
         console.print(render_table(summary))
-    console.print(f"Report: {(run / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {(run / 'report.html').resolve()}", markup=False, soft_wrap=True)
+    console.print(f"Next: {next_step(read, summary)}", markup=False, soft_wrap=True)

@@ -9,7 +9,6 @@ import shared.flower_environment  # noqa: F401 - before flwr, which reads it on 
 
 # isort: split
 
-import importlib.util
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from shared.errors import MesofedError
 from shared.flower_internals import Run, quiet_flower
 from shared.run_settings import RUN_DIR_VARIABLE
+from simulations.prepare import require_engine
 
 
 def run_on_ray(
@@ -45,11 +45,7 @@ def run_on_ray(
     MesofedError
         If Ray is not installed or breaks down, or the ServerApp raises it.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise MesofedError(
-            'Expected Ray for engine = "ray"; it is not installed. '
-            "Run: pip install 'mesofed[ray]', or use engine = \"local\"."
-        )
+    require_engine("ray")
     with _environment(run_dir), quiet_flower(), _simulation(client_app, devices, workers) as lent:
         server_app(*lent)
 

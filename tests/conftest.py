@@ -14,7 +14,8 @@ from shared.base_model import BaseModel, load_base
 from shared.config import RunConfig
 from shared.corpus.load import load_corpus
 from shared.corpus.split import Split, split_users
-from shared.release import Release, pack_release, read_release_files, unpack_release
+from shared.release import Release, pack_release, unpack_release
+from shared.release_files import read_release_files
 from shared.signature import sign_release
 
 SETTINGS: dict[str, Any] = {
@@ -104,8 +105,9 @@ def base(small_config: RunConfig) -> BaseModel:
 
 @pytest.fixture(scope="session")
 def federation(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    from simulations.federated import prepare, simulate
+    from simulations.federated import simulate
     from simulations.local_grid import LocalGrid
+    from simulations.prepare import prepare
 
     down: list[bytes] = []
     up: list[bytes] = []

@@ -65,6 +65,13 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def advice(*, mendable: bool) -> str:
+    """Say what to do about bad input; see :func:`refusal`."""
+    if mendable:
+        return "Mend the file, or leave out what is bad with --set corpus.bad_input=skip."
+    return "No usable user is left: mend the file or choose another."
+
+
 def refusal(origin: str, problems: Sequence[Problem], *, mendable: bool) -> MesofedError:
     """Return the error that lists the first problems, their number, and what to do.
 
@@ -79,17 +86,12 @@ def refusal(origin: str, problems: Sequence[Problem], *, mendable: bool) -> Meso
     """
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     more = f", the first {SHOWN}" if len(problems) > SHOWN else ""
-    advice = (
-        "Mend the file, or leave out what is bad with --set corpus.bad_input=skip."
-        if mendable
-        else "No usable user is left: mend the file or choose another."
-    )
     return MesofedError(
         "\n".join(
             [
                 f"The corpus {origin} has {count}{more}:",
                 *(f"  {problem}" for problem in problems[:SHOWN]),
-                advice,
+                advice(mendable=mendable),
             ]
         )
     )

@@ -10,6 +10,7 @@ from shared.corpus.user import User
 from shared.errors import MesofedError
 
 MIN_SERVER_USERS = 2
+MIN_USERS = MIN_SERVER_USERS + 1
 TELLING_ITEMS = 3
 """So many first items in common, each with its target, and two histories are of one person."""
 
@@ -87,9 +88,9 @@ def split_users(corpus: Corpus, config: CorpusConfig, seed: int) -> Split:
     MesofedError
         If there are too few users, or a person would be on both sides: by id or by history.
     """
-    if len(corpus.users) <= MIN_SERVER_USERS:
+    if len(corpus.users) < MIN_USERS:
         raise MesofedError(
-            f"Expected at least {MIN_SERVER_USERS + 1} users to divide between server and devices; "
+            f"Expected at least {MIN_USERS} users to divide between server and devices; "
             f"got {len(corpus.users)} from {corpus.origin}. Choose a larger corpus."
         )
     users = _in_order(corpus, config, seed)

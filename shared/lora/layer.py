@@ -62,36 +62,45 @@ class StackedLinear(nn.Module):
         self.name = name
         self.base = base
         self.stack = stack
+        # A token passes some hundreds of these layers: looking up and calling a module inside
+        # each would cost it two per cent.
+        self._map = base.forward
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (rows, tokens, in) to y (rows, tokens, out)."""
-        y: Tensor = self.base(x)
+        y: Tensor = self._map(x)
         parts = self.stack.parts
-        if parts.shared is None and parts.private is None:
-            return y
-        shared = parts.shared.factors.get(self.name) if parts.shared is not None else None
-        private = parts.private.get(self.name) if parts.private is not None else None
-        shape = y.shape
-        if shared is not None:
-            low = x @ shared.a.to(x.dtype)  # (rows, tokens, R)
-            if parts.weights is not None:
-                by_user = low.reshape(parts.users, -1, shared.rank)
-                low = by_user * parts.weights[:, None].to(low.dtype)  # (users, 1, R)
-            flat, low, b = y.reshape(-1, shape[-1]), low.reshape(-1, shared.rank), shared.b
-            if torch.is_grad_enabled():
-                y = torch.addmm(flat, low, b.to(y.dtype))
-            else:  # the same sum, without a second y
-                y = flat.addmm_(low, b.to(y.dtype))
-        if private is not None:
-            a, b = private.a.to(x.dtype), private.b.to(y.dtype)
-            if private.rank == 1:
-                # A matrix of one column goes to another kernel for one user than for several,
-                # which would sum in another order: an empty second rank keeps their bits equal.
-                a, b = pad(a, (0, 1)), pad(b, (0, 0, 0, 1))
-            by_user = x.reshape(parts.users, -1, x.shape[-1])  # (users, rows * tokens, in)
-            low = torch.bmm(by_user, a)  # (users, rows * tokens, rank)
-            y = torch.baddbmm(y.reshape(parts.users, -1, shape[-1]), low.to(y.dtype), b)
-        return y.reshape(shape)
+        if parts.shared is not None and (shared := parts.shared.factors.get(self.name)):
+            y = _add_shared(y, x, shared, parts)
+        if parts.private is not None and (private := parts.private.get(self.name)):
+            y = _add_private(y, x, private, parts.users)
+        return y
+
+
+def _add_shared(y: Tensor, x: Tensor, factors: Factors, parts: Parts) -> Tensor:
+    """Return y + B (g_u * (A x)), (rows, tokens, out)."""
+    a, b, flat = factors.a, factors.b, y.view(-1, y.shape[-1])
+    if a.dtype != x.dtype:
+        a, b = a.to(x.dtype), b.to(y.dtype)
+    low = torch.mm(x.reshape(-1, x.shape[-1]), a)  # (rows * tokens, R)
+    if parts.weights is not None:
+        by_user = low.view(parts.users, -1, factors.rank)
+        low = (by_user * parts.weights[:, None].to(low.dtype)).view_as(low)  # (users, 1, R)
+    if torch.is_grad_enabled():
+        return torch.addmm(flat, low, b).view_as(y)
+    flat.addmm_(low, b)  # the same sum, without a second y
+    return y
+
+
+def _add_private(y: Tensor, x: Tensor, factors: Factors, users: int) -> Tensor:
+    """Return y + b_u a_u x, (rows, tokens, out)."""
+    a, b = factors.a.to(x.dtype), factors.b.to(y.dtype)
+    if factors.rank == 1:
+        # A matrix of one column goes to another kernel for one user than for several, which
+        # would sum in another order: an empty second rank keeps their bits equal.
+        a, b = pad(a, (0, 1)), pad(b, (0, 0, 0, 1))
+    low = torch.bmm(x.reshape(users, -1, x.shape[-1]), a)  # (users, rows * tokens, rank)
+    return torch.baddbmm(y.reshape(users, -1, y.shape[-1]), low.to(y.dtype), b).view(y.shape)
 
 
 class AdapterStack:

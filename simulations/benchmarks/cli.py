@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from shared.cli import INTERRUPTED
+from shared.console import output
+from shared.interrupt import INTERRUPTED, stopping_in_order
 from simulations.benchmarks.catalogue import ROWS, chosen
 
 bench = typer.Typer(help="Measure Mesofed against PEFT and Flower on this machine.")
@@ -49,13 +50,12 @@ def _bench(
     from simulations.benchmarks.measurement import Settings
     from simulations.benchmarks.table import render_results
     from simulations.benchmarks.wording import next_step
-    from simulations.cli import _console
 
     rows = chosen(tuple(only or ()))
     folder = out or Path("benchmarks") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    console = _console()
+    console = output()
     try:
-        with shown(console):
+        with stopping_in_order(), shown(console):
             results = run_benchmark(Settings(model, rounds, threads), rows, folder)
     except KeyboardInterrupt:
         console.print(

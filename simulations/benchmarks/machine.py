@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from shared.compute import compute
+from shared.run_record import _git_commit, _version
 from simulations.benchmarks.interleave import counts_processor_time
 from simulations.benchmarks.measurement import Settings
-from simulations.run_record import _git_commit, _version
 
 PACKAGES = (
     "mesofed",

@@ -1,16 +1,11 @@
 """The memory row: eight users in one batch against one user at a time through PEFT in fp32."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
 
-from shared.errors import MesofedError
 from simulations.benchmarks.measurement import Bar, Figure, Finding, Settings, ratios
-from simulations.benchmarks.peak_memory import STATUS
+from simulations.benchmarks.own_process import STATUS, measured_apart
 
 # Memory hardly varies, and each measurement is a process that loads its own model.
 ROUNDS = 2
@@ -53,22 +48,5 @@ def _figure(peaks: Peaks, variant: str, kind: str, what: str, bar: Bar | None = 
 
 
 def _measured(variant: str, settings: Settings) -> dict[str, float]:
-    threads = str(settings.threads)
-    environment = dict(os.environ)
-    if settings.threads:
-        environment["OMP_NUM_THREADS"] = threads
-    done = subprocess.run(
-        [sys.executable, "-m", MEASURE, variant, settings.model, threads],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise MesofedError(
-            f"Expected a process to measure the peak memory of {variant}; it ended with code "
-            f"{done.returncode}: {last}. Free some memory, or leave this row out with --only."
-        )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    arguments = (variant, settings.model, str(settings.threads))
+    return measured_apart(MEASURE, arguments, settings, f"the peak memory of {variant}", "memory")

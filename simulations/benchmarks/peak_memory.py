@@ -9,14 +9,12 @@ process would hide each other's peaks.
 import ctypes
 import gc
 import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-MIB = 1 << 20
-STATUS = Path("/proc/self/status")
+from simulations.benchmarks.own_process import MIB, status_bytes
 
 
 def main() -> None:
@@ -94,23 +92,16 @@ def measure(load: Callable[[], Callable[[], None]]) -> dict[str, float]:
         step()
         peak = torch.cuda.max_memory_allocated()
         return {"step": (peak - rest) / MIB, "with_model": peak / MIB}
-    empty = _status("VmRSS")
+    empty = status_bytes("VmRSS")
     step = load()
     step()  # what stays: optimiser state, prepared kernels
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    rest = _status("VmRSS")
+    rest = status_bytes("VmRSS")
     step()
-    peak = _status("VmHWM")
+    peak = status_bytes("VmHWM")
     return {"step": (peak - rest) / MIB, "with_model": (peak - empty) / MIB}
-
-
-def _status(name: str) -> int:
-    """Return a size of this process in bytes."""
-    found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"))
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from client.app import app as client_app
 from client.personalize import begin_personalising, route
 from client.vault import Vault
 from server.app import run_round
+from server.signing_keys import signer
 from shared.atomic_file import write_text
 from shared.base_model import BaseModel, load_base
 from shared.compute import compute
@@ -32,10 +33,13 @@ from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.methods import METHODS
 from shared.progress import shown
-from shared.release import Release, pack_release, write_release_files
+from shared.release import Release, pack_release
+from shared.release_files import write_release_files
 from shared.routing import Router
+from shared.run_settings import keys_folder
 from shared.samples import history_samples
 from shared.seeding import derive_seed
+from shared.signature import sign_release
 from shared.training import Trainee, batches_of, learning_rate
 from simulations.benchmarks import ray_peer
 from simulations.benchmarks.equality import FP32_OUTPUTS
@@ -195,7 +199,8 @@ def our_round(config: RunConfig, release: Release, folder: Path) -> tuple[float,
     """Run the round on the local engine; return its seconds and each device's losses."""
     write_text(folder / "config.toml", dump_config(config))
     files = folder / "releases" / f"r{RELEASE}"
-    write_release_files(files, pack_release(release))
+    keys = signer(keys_folder(config, folder))
+    write_release_files(files, sign_release(pack_release(release), keys))
     app = ServerApp()
 
     @app.main()

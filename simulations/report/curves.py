@@ -116,12 +116,16 @@ def gates_chart(router: Sequence[RouterStep], key: str) -> Markup:
 def _end_labels(axes: Axes, step: int, ends: Sequence[tuple[float, str, str]]) -> None:
     """Name lines at their right end, moved apart so that no two names touch."""
     apart = 0.1
-    place = -apart
-    for value, name, colour in sorted(ends):
-        place = max(value, place + apart)
+    places: list[float] = []
+    for value, _, _ in sorted(ends):
+        places.append(max(value, places[-1] + apart) if places else value)
+    # Pushed up only, a crowd's names would stand above all of its lines.
+    pushed = sum(place - value for place, (value, _, _) in zip(places, sorted(ends), strict=True))
+    down = min(pushed / len(ends), places[0])
+    for place, (_, name, colour) in zip(places, sorted(ends), strict=True):
         axes.annotate(
             name,
-            (step, place),
+            (step, place - down),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from shared.atomic_file import write_text
 from simulations.report import charts, curves, wording
 from simulations.report.read import read_run
-from simulations.report.run import Curve, DeviceResult, Run
+from simulations.report.run import Curve, RouterUse, Run
 from simulations.report.summary import SHARED_ONLY, Row, Summary, about, summarise_run
 
 _PRIVATE_CURVE = "device"
+WHOLE = 30
+"""Words of code up to this length are not broken at their hyphens."""
+ROWS_SHOWN = 40
+"""A table of more rows gets a box of its own to scroll in; up to so many, all are seen."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,15 @@ class GainPanel:
     better: int
     same: int
     worse: int
+
+
+@dataclass(frozen=True)
+class RouterLine:
+    """What one device sent, under its user's id, or its node's where the user is not known."""
+
+    name: str
+    group: int | None
+    use: RouterUse
 
 
 @dataclass(frozen=True)
@@ -126,29 +139,40 @@ def _mean(columns: list[tuple[float, ...]]) -> list[float]:
     return [sum(own[i] for own in columns) / len(columns) for i in range(width)]
 
 
+def _routed(run: Run) -> list[RouterLine]:
+    """Return what each device sent: by user where results name them, else by node."""
+    known = [
+        RouterLine(device.user_id, device.group, device.router)
+        for device in run.devices
+        if device.router is not None
+    ]
+    if known or not run.rounds:
+        return known
+    return [RouterLine(node, None, use) for node, use in run.rounds[-1].router.items()]
+
+
 def _router(run: Run) -> dict[str, Any] | None:
     """Return what the section on router usage shows; None when no device sent statistics."""
-    routed = [(device, device.router) for device in run.devices if device.router is not None]
+    routed = _routed(run)
     if not routed:
         return None
 
-    def place(pair: tuple[DeviceResult, Any]) -> tuple[int, int, float]:
-        device, use = pair
-        group = len(routed) if device.group is None else device.group
-        if not use.expert_weights:
+    def place(line: RouterLine) -> tuple[int, int, float]:
+        group = len(routed) if line.group is None else line.group
+        if not line.use.expert_weights:
             return group, 0, 0.0
-        return group, _strongest(use.expert_weights), -max(use.expert_weights)
+        return group, _strongest(line.use.expert_weights), -max(line.use.expert_weights)
 
-    groups = {device.user_id: device.group for device, _ in routed if device.group is not None}
+    groups = {line.name: line.group for line in routed if line.group is not None}
     experts = next((stage for stage in reversed(run.training) if stage.stage == "experts"), None)
     return {
         "lines": sorted(routed, key=place),
         "grouped": bool(groups),
-        "experts": _mean([use.expert_weights for _, use in routed]),
-        "anchors": _mean([use.anchor_weights for _, use in routed]),
-        "similarity": sum(use.best_similarity for _, use in routed) / len(routed),
-        "entropy": sum(use.entropy for _, use in routed) / len(routed),
-        "agreement": _agreement({d.user_id: use.expert_weights for d, use in routed}, groups),
+        "experts": _mean([line.use.expert_weights for line in routed]),
+        "anchors": _mean([line.use.anchor_weights for line in routed]),
+        "similarity": sum(line.use.best_similarity for line in routed) / len(routed),
+        "entropy": sum(line.use.entropy for line in routed) / len(routed),
+        "agreement": _agreement({line.name: line.use.expert_weights for line in routed}, groups),
         "server_agreement": _agreement(experts.gates, experts.groups) if experts else None,
     }
 
@@ -165,9 +189,7 @@ def _training(run: Run) -> list[Markup]:
         if stage.release != newest:
             continue
         if any(stage.curves.values()):
-            title = {"population": "population LoRA", "bank": "Meta-LoRA bank"}.get(
-                stage.stage, "group experts"
-            )
+            title = wording.STAGE_NAMES[stage.stage]
             noun = _curve_nouns(stage.stage)
             drawn.append(curves.curve_chart(stage.curves, title, noun, f"train-{stage.stage}"))
         if stage.router:
@@ -227,6 +249,23 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
+def _box(rows: int) -> str:
+    """Return the class of a table that would be too long for the page."""
+    return " tall" if rows > ROWS_SHOWN else ""
+
+
+def _code(text: str) -> Markup:
+    """Return a text in which what stands in backticks is code, its short words kept whole."""
+
+    def code(part: str) -> Markup:
+        whole = Markup('<span class="whole">{}</span>')
+        words = (whole.format(w) if len(w) <= WHOLE else escape(w) for w in part.split(" "))
+        return Markup("<code>{}</code>").format(Markup(" ").join(words))
+
+    parts = enumerate(text.split("`"))
+    return Markup("").join(code(part) if place % 2 else escape(part) for place, part in parts)
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -245,6 +284,8 @@ def _environment() -> Environment:
         bytes=wording.byte_size,
         duration=wording.duration,
         about=about,
+        box=_box,
+        code=_code,
     )
     environment.globals["count_of"] = wording.count_of
     return environment
@@ -260,7 +301,7 @@ def render_page(run: Run, summary: Summary) -> str:
             run=run,
             record=run.record,
             summary=summary,
-            headline=wording.headline(summary),
+            headline=wording.headline(summary) if summary.rows else wording.unmeasured(run),
             clear=wording.CLEAR,
             quality=_charts_of_quality(summary),
             gains=_gain_panels(run, summary),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shared.errors import MesofedError
+from shared.program import command
 from simulations.report.run import (
     Answer,
     CorpusRecord,
@@ -78,7 +79,7 @@ def _floats(values: Any) -> tuple[float, ...]:
 
 def _router(data: Mapping[str, Any] | None) -> RouterUse | None:
     """Read router statistics, spelled as on the wire (``expert-weights``) or as in Python."""
-    if data is None:
+    if not data:
         return None
     fields = {name.replace("-", "_"): value for name, value in data.items()}
     return RouterUse(
@@ -149,6 +150,11 @@ def _round(data: Mapping[str, Any], release: int) -> RoundStatistics:
             Traffic(str(d["node"]), int(d["bytes_down"]), int(d["bytes_up"]))
             for d in data.get("devices") or ()
         ),
+        router={
+            str(d["node"]): use
+            for d in data.get("devices") or ()
+            if (use := _router(d.get("statistics"))) is not None
+        },
     )
 
 
@@ -174,6 +180,23 @@ def _read_devices(folder: Path) -> tuple[DeviceResult, ...]:
     return tuple(devices.values())
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return how a run was made, from its ``run.json``.
+
+    Raises
+    ------
+    MesofedError
+        If there is none, or it is broken.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise MesofedError(
+            f"Expected the directory of a run, with a run.json, at {folder}; found none. "
+            f"Give the path that `{command('simulate')}` printed."
+        )
+    return _load(path, dict)
+
+
 def read_run(folder: Path) -> Run:
     """Read a run directory.
 
@@ -182,11 +205,7 @@ def read_run(folder: Path) -> Run:
     MesofedError
         If ``folder`` holds no ``run.json``, or one of the run's files is broken.
     """
-    if not (folder / "run.json").is_file():
-        raise MesofedError(
-            f"Expected the directory of a run, with a run.json, at {folder}; found none. "
-            "Give the path that `mesofed simulate` printed."
-        )
+    record = read_record(folder)
     training = [
         _load(path, partial(_stage, stage=stage, release=release))
         for round_folder in sorted((folder / "training").glob("r*"), key=_release_of)
@@ -204,7 +223,7 @@ def read_run(folder: Path) -> Run:
         config_text = config.read_text(encoding="utf-8") if config.is_file() else ""
     return Run(
         folder=folder,
-        record=_load(folder / "run.json", dict),
+        record=record,
         config_text=config_text,
         corpus=_load(corpus, _corpus) if corpus.is_file() else CorpusRecord("unknown", (), (), ()),
         training=tuple(training),

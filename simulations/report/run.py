@@ -101,13 +101,14 @@ class Traffic:
 
 @dataclass(frozen=True)
 class RoundStatistics:
-    """One round of ``query.router_statistics``: who was asked, who answered, what it weighed."""
+    """One round: who was asked, who answered, what it weighed, and what was sent, by node."""
 
     release: int
     asked: int
     answered: int
     refused: tuple[tuple[str, str], ...]
     traffic: tuple[Traffic, ...]
+    router: Mapping[str, RouterUse]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,22 @@ class Run:
     training: tuple[StageTraining, ...]
     rounds: tuple[RoundStatistics, ...]
     devices: tuple[DeviceResult, ...]
+
+    @property
+    def deployed(self) -> bool:
+        """Whether Flower ran it on devices that nobody else may look into."""
+        return self.record.get("kind") == "deployment"
+
+    @property
+    def answered(self) -> int:
+        """How many devices answered in the last round."""
+        return self.rounds[-1].answered if self.rounds else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are done and, in a simulation, all that answered are scored."""
+        scored = self.deployed or len(self.devices) >= self.answered
+        return len(self.rounds) >= self.record.get("rounds", 1) and scored
 
     @property
     def methods(self) -> tuple[str, ...]:

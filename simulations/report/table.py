@@ -25,7 +25,7 @@ def _heading(summary: Summary, task: str) -> str:
 
 
 def _mark(row: Row) -> str:
-    """Return + or - where the paired gain over ``population`` is clear, else nothing."""
+    """Return + or − where the paired gain over ``population`` is clear, else nothing."""
     if row.gain is None or not row.gain.clear:
         return ""
     return "+" if row.gain.estimate.mean > 0 else "−"
@@ -36,7 +36,8 @@ def _cell(summary: Summary, row: Row | None, with_interval: bool) -> Text:
         return Text("–")
     best = row.estimate.mean == summary.best(row.task)
     text = Text(decimal(row.estimate.mean), style="bold" if best else "")
-    text.append(_mark(row) or " ")
+    # Bold does not survive a pipe; the two marks share a width, so that columns line up.
+    text.append(f"{'*' if best else ''}{_mark(row)}".ljust(2))
     if with_interval:
         text.append(f" {interval(row.estimate):>12}", style="dim not bold")
     return text
@@ -53,7 +54,7 @@ def render_table(summary: Summary) -> Table:
     table = Table(
         title=f"Quality on {people} device users",
         title_justify="left",
-        caption="mean over users [95 % interval]; bold best; + − clearly better or worse than "
+        caption="mean over users [95 % interval]; * best; + − clearly better or worse than "
         f"population\n({CLEAR})",
         caption_justify="left",
         box=None,

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from shared.program import command
 from simulations.report.run import Run
 from simulations.report.statistics import MIN_USERS, SIGNIFICANCE, Estimate, Gain
 from simulations.report.summary import REFERENCE, Row, Summary
 
 MINUS = "\N{MINUS SIGN}"
+NARROW = "\N{NARROW NO-BREAK SPACE}"
 CLEAR = f"clear: sign-flip test over users, Holm-corrected, p < {SIGNIFICANCE}"
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -112,10 +114,36 @@ def _change(row: Row) -> str:
     return f"{verb} {what} {values} ({_gain_interval(gain)})"
 
 
+STAGE_NAMES = {
+    "population": "population LoRA",
+    "experts": "group experts",
+    "bank": "meta-LoRA bank",
+}
+
+
+def unmeasured(run: Run) -> str:
+    """Say what a run without evaluated devices has come to, and why it has no scores."""
+    if run.rounds:
+        last = run.rounds[-1]
+        came = (
+            f"Release {last.release} went to {count_of(last.asked, 'device')}, of which "
+            f"{last.answered:,} sent router statistics."
+        )
+    elif run.training:
+        names = [STAGE_NAMES[stage.stage] for stage in run.training]
+        came = f"The server has trained {joined(list(dict.fromkeys(names)))}; no release is out."
+    else:
+        came = "Nothing has been trained yet."
+    if run.deployed:
+        return (
+            f"{came} Quality is measured on devices only in a simulation: in a deployment, nobody "
+            "but the device sees its person's texts and answers."
+        )
+    return f"{came} No device has been evaluated yet, so there is nothing to compare."
+
+
 def headline(summary: Summary) -> str:
-    """Say in one sentence what personalisation gained."""
-    if not summary.rows:
-        return "No device has been evaluated yet, so there is nothing to compare."
+    """Say in one sentence what personalisation gained; for a summary with rows."""
     method = summary.featured
     if method is None:
         last = summary.methods[-1]
@@ -142,7 +170,7 @@ def headline(summary: Summary) -> str:
     keeps = f"with {byte_size(private)} kept private per user" if private else "with nothing stored"
     changes = joined([_change(row) for row in rows])
     # Said once in full, then understood.
-    changes = changes.replace("(gain ", "(95 % interval of the gain: ", 1)
+    changes = changes.replace("(gain ", f"(95{NARROW}% interval of the gain: ", 1)
     return f"{method} {changes}, {keeps}."
 
 
@@ -180,21 +208,33 @@ def answered_sentence(run: Run) -> str:
 
 def next_step(run: Run, summary: Summary) -> str:
     """Propose one thing to do, fitted to what the run showed."""
+    if not run.finished:
+        if run.deployed:
+            return "finish the run: call `flwr run` again with the same run-dir."
+        return f"finish the run with `{command('simulate', '--resume', run.folder)}`."
+    if run.deployed:
+        settings = run.folder / "config.toml"
+        line = command("simulate", settings, "--set", "rounds.devices=0")
+        return f"measure quality with the same settings in a simulation: `{line}`."
     if not summary.rows:
-        return "finish the run with `mesofed simulate --resume` and this directory."
+        return (
+            "no device that answered has any query to score: look at the corpus with "
+            f"`{command('data', 'check')} FILE`."
+        )
     method = summary.featured
     if method is None:
         return (
-            'run a personalised method too, for example --set \'methods=["population", "meso"]\'.'
+            "run a personalised method too, for example "
+            """`--set 'methods=["population", "meso"]'`."""
         )
     rows = [row for row in summary.rows if row.method == method]
     if any(row.gain is None for row in rows):
         return f"add {REFERENCE} to the methods: every gain is measured against it."
     if not all(row.gain is not None and row.gain.clear for row in rows):
         return (
-            "settle the open differences: more device users (--set corpus.device_users=N), more "
-            "queries each (--set corpus.max_queries=N), and another seed (--set seed=N)."
+            "settle the open differences with more device users, `--set corpus.device_users=N`, "
+            "more queries each, `--set corpus.max_queries=N`, or another seed, `--set seed=N`."
         )
     seed = run.record.get("seed")
     other = seed + 1 if isinstance(seed, int) else 1
-    return f"see whether the result holds with another seed: --set seed={other}."
+    return f"see whether the result holds with another seed: `--set seed={other}`."

@@ -77,7 +77,7 @@ def test_export_writes_the_whole_stack_of_the_person(
     done = mesofed(*arguments)
     assert done.code == 0, done.text
     # population 4 + two experts of 2 + two anchors of 2 + stack 1
-    assert "rank 13" in done.text
+    assert "Rank 13" in done.text
     config = federation.config
     device = Device(base, Vault(vault), config.methods, config.private, config.seed)
     stack = device.personalised("meso-tuned")

@@ -1,5 +1,6 @@
 """The ServerApp: rounds in order, finished ones skipped, an unfinished one done again."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from rich.console import Console
 
 import server.training
 from client.egress import egress_guard
@@ -14,6 +16,7 @@ from server.app import app as server_app
 from shared.atomic_file import write_bytes, write_json
 from shared.config import RunConfig, dump_config, load_config
 from shared.errors import MesofedError
+from shared.progress import shown
 from shared.protocol import (
     RouterStatistics,
     read_statistics_request,
@@ -35,6 +38,7 @@ class Federation:
         self.broken: set[int] = set()
         config = RunConfig.model_validate(
             {
+                "base": {"name": "tiny", "format": "fp32", "top_layers": 2},
                 "corpus": {"server_users": 6, "device_users": DEVICES},
                 "rounds": {"deadline_seconds": 20.0, **rounds},
             }
@@ -153,6 +157,8 @@ def test_a_run_without_a_config_gets_one_that_it_can_be_resumed_with(
 ) -> None:
     federation = Federation(tmp_path / "run")
     kept = tmp_path / "run" / "config.toml"
+    tiny = RunConfig.model_validate({"seed": 9, "base": {"name": "tiny"}})
+    monkeypatch.setattr("shared.run_settings.load_config", lambda path: tiny)
     kept.unlink()
 
     def stop(config: RunConfig, *arguments: Any) -> Path:
@@ -161,4 +167,74 @@ def test_a_run_without_a_config_gets_one_that_it_can_be_resumed_with(
     monkeypatch.setattr(federation, "train_release", stop)
     with pytest.raises(MesofedError, match="far enough"):
         federation.run(monkeypatch)
-    assert load_config(kept) == RunConfig()
+    assert load_config(kept) == tiny
+
+
+# What a deployment leaves, where nobody prepares the run or shows its stages
+
+
+def test_a_deployed_run_says_what_it_is_and_nothing_of_the_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Federation(tmp_path / "run", devices=DEVICES).run(monkeypatch)
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert (record["kind"], record["command"]) == ("deployment", ["flwr", "run"])
+    assert (record["base"]["name"], len(record["base"]["fingerprint"])) == ("tiny", 64)
+    corpus = json.loads((tmp_path / "run" / "corpus.json").read_text(encoding="utf-8"))
+    assert (len(corpus["server_users"]), corpus["device_users"]) == (6, [])
+    assert set(corpus["groups"]) == set(corpus["server_users"])
+
+
+def test_a_config_that_was_put_into_the_run_folder_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path / "run")
+    kept = tmp_path / "run" / "config.toml"
+    written = f"# ours\n{kept.read_text(encoding='utf-8')}"
+    kept.write_text(written, encoding="utf-8")
+    federation.run(monkeypatch)
+    assert kept.read_text(encoding="utf-8") == written
+
+
+def test_a_deployed_run_shows_its_stages_and_ends_with_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    Federation(run).run(monkeypatch)
+    said = capsys.readouterr().out
+    assert "✓ personalise, release 1" in said
+    assert f"Router statistics: {run / 'statistics' / 'r1.json'}\n" in said
+    assert said.splitlines()[-1].startswith("Next: ")
+    assert said.splitlines()[-1].endswith(f"mesofed report {run}")
+
+
+def test_under_a_command_that_shows_the_stages_the_server_says_nothing_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    with shown(console):
+        Federation(tmp_path / "run").run(monkeypatch)
+    assert capsys.readouterr().out == ""
+    assert "Next:" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_mesofed_reports_a_deployed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mesofed: Any
+) -> None:
+    run = tmp_path / "run"
+    Federation(run, devices=DEVICES).run(monkeypatch)
+    done = mesofed("report", run)
+    assert done.code == 0, done.text
+    assert "Release 1 went to 4 devices, of which 4 sent router statistics." in done.text
+    assert "Quality is measured on devices only in a simulation" in done.text
+    assert "E1 0.25 E2 0.75" in done.text  # nodes 1 to 4 send n / 10 and the rest
+    assert f"simulate {run / 'config.toml'} --set rounds.devices=0`." in done.text
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Quality is measured on devices only in a simulation" in page
+    for shown_part in ('id="heat-map"', 'id="bytes-table"', "Mean weight of each expert"):
+        assert shown_part in page
+    for empty in ('id="results-table"', "not yet", "No device has been evaluated", "Rand index"):
+        assert empty not in page
+    resumed = mesofed("simulate", "--resume", run)
+    assert (resumed.code, "Traceback" in resumed.text) == (1, False)
+    assert "it is a run of a deployment" in resumed.text

@@ -42,24 +42,32 @@ def test_show_of_a_folder_without_a_release(mesofed: Any, tmp_path: Path) -> Non
     assert "Expected a release in" in shown.text
 
 
-@pytest.mark.parametrize(("part", "rank"), [("population", 4), ("expert:1", 2), ("anchor:2", 2)])
+@pytest.mark.parametrize("alone", [False, True], ids=["over population", "alone"])
+@pytest.mark.parametrize(("part", "rank"), [("population", 0), ("expert:1", 2), ("anchor:2", 2)])
 def test_export_writes_the_part_as_a_peft_adapter(
-    part: str, rank: int, federation: Any, base: BaseModel, mesofed: Any, tmp_path: Path
-) -> None:
+    part: str, rank: int, alone: bool, federation: Any, base: BaseModel, mesofed: Any,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     folder = federation.run_dir / "releases" / "r1"
-    done = mesofed("release", "export", folder, "--part", part, "--out", tmp_path / "adapter")
+    more = ("--alone",) if alone else ()
+    done = mesofed("release", "export", folder, "--part", part, "--out", tmp_path / "a", *more)
     assert done.code == 0, done.text
-    assert f"rank {rank}" in done.text
+    with_population = not alone or part == "population"
+    assert f"Rank {rank + 4 * with_population}," in done.text
+    assert ("alone: it was trained over the population LoRA" in done.text) != with_population
     release = federation.release(1, base)
     kind, _, number = part.partition(":")
-    expected = {
-        "population": lambda: release.population,
+    own = {
+        "population": lambda: None,
         "expert": lambda: release.experts[int(number)],
         "anchor": lambda: release.bank[int(number)],
     }[kind]()
-    loaded = load_peft(tmp_path / "adapter", base.maps)
-    for name, factors in expected:
-        torch.testing.assert_close(loaded.factors[name].delta(), factors.delta())
+    loaded = load_peft(tmp_path / "a", base.maps)
+    for name, factors in release.population:
+        expected = torch.zeros_like(factors.delta())
+        expected += factors.delta() if with_population else 0
+        expected += own.factors[name].delta() if own is not None else 0
+        torch.testing.assert_close(loaded.factors[name].delta(), expected)
 
 
 def test_export_of_an_unknown_part_lists_the_parts(
@@ -82,3 +90,14 @@ def test_export_outside_a_run_asks_for_the_config(
     assert refused.code == 1
     assert "name one with --config" in refused.text
     assert mesofed(*arguments, "--config", federation.run_dir / "config.toml").code == 0
+
+
+def test_export_leaves_a_folder_with_other_things_alone(
+    federation: Any, mesofed: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+    folder = federation.run_dir / "releases" / "r1"
+    done = mesofed("release", "export", folder, "--part", "population", "--out", tmp_path)
+    assert (done.code, "Traceback" in done.text) == (1, False)
+    assert "thesis.tex" in done.text
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

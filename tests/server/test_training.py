@@ -16,7 +16,7 @@ from server.training import train_release
 from shared.base_model import BaseModel
 from shared.corpus.user import User
 from shared.errors import MesofedError
-from shared.release import read_release_files
+from shared.release_files import read_release_files
 
 STAGES = {
     "embedding": "embed_user",

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,11 +78,11 @@ def person(user_id: str, **changes: Any) -> str:
 def test_a_sound_file_is_described(mesofed: Any, tmp_path: Path) -> None:
     path = tmp_path / "people.jsonl.gz"
     with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.write(person("ann") + person("bo"))
+        file.write(person("ann") + person("bo") + person("cy"))
     done = mesofed("data", "check", path)
     assert done.code == 0, done.text
-    assert "users 2" in done.text
-    assert "history items 4" in done.text
+    assert "users 3" in done.text
+    assert "history items 6" in done.text
     assert f"--set corpus.source=jsonl --set corpus.path={path}" in done.text
 
 
@@ -138,14 +139,79 @@ def test_models_lists_the_embedded_ones(mesofed: Any) -> None:
     assert any(line.split()[:1] == ["smollm2"] for line in done.out.splitlines())
 
 
-def test_a_command_stopped_early_ends_with_130(
-    mesofed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import shared.corpus.load
+def test_too_few_people_for_a_simulation_are_said_to_be(mesofed: Any, tmp_path: Path) -> None:
+    path = tmp_path / "people.jsonl"
+    path.write_text(person("ann") + person("bo"), encoding="utf-8")
+    done = mesofed("data", "check", path)
+    assert done.code == 0, done.text
+    assert "too few people for a simulation: it needs at least 3 users" in done.text
+    assert "mesofed simulate" not in done.text
 
-    def interrupted(*args: Any) -> Any:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(shared.corpus.load, "check_file", interrupted)
-    done = mesofed("data", "check", tmp_path / "people.jsonl")
-    assert (done.code, "Traceback" in done.text) == (130, False)
+def test_problems_that_are_not_shown_are_counted(mesofed: Any, tmp_path: Path) -> None:
+    path = tmp_path / "people.jsonl"
+    path.write_text(person("ann") + "{\n" * 73, encoding="utf-8")
+    done = mesofed("data", "check", path)
+    assert (done.code, "73 problems" in done.text) == (1, True)
+    assert done.out.count("people.jsonl:") == 20
+    assert "and 53 more" in done.text
+    assert "corpus.bad_input=skip" in done.text
+
+
+def test_where_nothing_is_left_skipping_is_no_advice(mesofed: Any, tmp_path: Path) -> None:
+    done = mesofed("data", "check", tmp_path / "none.jsonl")
+    assert "No usable user is left" in done.text
+    assert "bad_input" not in done.text
+
+
+def run_cli(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, off a terminal; ``code`` runs after it."""
+    script = (
+        "import sys\n"
+        "from shared.cli import main\n"
+        f"sys.argv = ['mesofed', *{arguments!r}]\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        f"    {code or 'pass'}\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "FORCE_COLOR"}}
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("simulate", "--set", "x=1"),
+        ("simulate", "nowhere.toml"),
+        ("simulate", "--set", "corpus.source=jsonl", "--set", "corpus.path=nowhere.jsonl"),
+        ("simulate", "--resume", "nowhere"),
+        ("report", "nowhere"),
+        ("device", "ask", "nowhere", "hello"),
+        ("device", "export", "nowhere", "--out", "out"),
+        ("release", "show", "nowhere"),
+        ("release", "export", "nowhere", "--part", "population", "--out", "out"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_wrong_is_said_before_anything_heavy_is_loaded(arguments: tuple[str, ...]) -> None:
+    heavy = "{'torch', 'transformers', 'flwr', 'sklearn', 'matplotlib', 'peft'}"
+    done = run_cli(*arguments, code=f"print('LOADED', sorted({heavy} & set(sys.modules)))")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_off_a_terminal_an_error_is_not_wrapped(tmp_path: Path) -> None:
+    long = tmp_path / ("a-long-name-" * 12)
+    done = run_cli("report", str(long))
+    (line,) = done.stderr.splitlines()
+    assert str(long) in line
+    assert len(line) > 150
+
+
+def test_every_model_s_note_is_readable(mesofed: Any) -> None:
+    lines = mesofed("models").out.splitlines()
+    assert "tiny: random weights over bytes: for tests and trials, it knows nothing" in lines

@@ -1,13 +1,12 @@
 """The frozen prefix gives what the whole decoder gives, whatever a text is batched with."""
 
-import pytest
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from shared import prefix
 from shared.base_model import BaseModel, load_base
 from shared.config import BaseConfig
-from shared.prefix import FrozenPrefix
+from shared.prefix import FrozenPrefix, batch_shape
+from shared.state_cache import StateCache
 
 ADAPT = ("q_proj", "v_proj")
 TEXTS = [tuple(range(3, 3 + n)) for n in (5, 17, 9, 30, 16, 1, 44, 8, 23, 12)]
@@ -15,6 +14,10 @@ TEXTS = [tuple(range(3, 3 + n)) for n in (5, 17, 9, 30, 16, 1, 44, 8, 23, 12)]
 
 def cut_base() -> BaseModel:
     return load_base(BaseConfig(name="tiny", format="fp32", top_layers=2), ADAPT)
+
+
+def prefix_of(base: BaseModel, limit: int) -> FrozenPrefix:
+    return FrozenPrefix(base.model.get_decoder(), 2, torch.float32, base.width, StateCache(limit))
 
 
 def padded(texts: list[tuple[int, ...]]) -> tuple[torch.Tensor, list[int]]:
@@ -45,7 +48,7 @@ def test_a_text_has_the_same_bits_in_any_company() -> None:
     assert base.prefix is not None
 
     def fresh() -> FrozenPrefix:
-        return FrozenPrefix(base.model.get_decoder(), 2, torch.float32, base.width)
+        return prefix_of(base, 1 << 30)
 
     together = fresh().states(*padded(TEXTS))
     backwards = fresh().states(*padded(TEXTS[::-1]))
@@ -56,28 +59,32 @@ def test_a_text_has_the_same_bits_in_any_company() -> None:
         assert not together[row, len(text) :].any()
 
 
-def test_a_text_is_run_once_and_the_longest_unused_go_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_batch_has_about_as_many_tokens_whatever_their_length() -> None:
+    assert [batch_shape(tokens) for tokens in (1, 16, 17, 40, 64, 65, 128, 500)] == [
+        (8, 16),
+        (8, 16),
+        (4, 32),
+        (2, 48),
+        (2, 64),
+        (1, 80),
+        (1, 128),
+        (1, 512),
+    ]
+
+
+def test_a_text_is_run_once_and_comes_back_from_the_disk_with_the_same_bits() -> None:
     base = cut_base()
-    cached = FrozenPrefix(base.model.get_decoder(), 2, torch.float32, base.width)
+    room = (17 + 9 + 8) * base.width * 4  # for two or three of the texts
+    small, large = prefix_of(base, room), prefix_of(base, 1 << 30)
     calls: list[int] = []
-    decoder = base.model.get_decoder()
-    hook = decoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    cached.states(*padded(TEXTS[:3]))
-    first = len(calls)
-    cached.states(*padded(TEXTS[:3]))
-    assert len(calls) == first > 0
-    # Room for two of the three short texts: the one that was not used again has to go.
-    monkeypatch.setattr(prefix, "CACHE_BYTES", (17 + 9 + 8) * base.width * 4)
-    cached.states(*padded([TEXTS[1], TEXTS[2]]))
-    cached.states(*padded([TEXTS[7]]))
+    hook = base.model.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))
+    first = small.states(*padded(TEXTS))
     used = len(calls)
-    cached.states(*padded([TEXTS[1], TEXTS[2], TEXTS[7]]))
-    assert len(calls) == used
-    cached.states(*padded([TEXTS[0]]))
-    assert len(calls) > used
+    again = small.states(*padded(TEXTS))
+    assert len(calls) == used > 0
     hook.remove()
+    assert torch.equal(first, again)
+    assert torch.equal(first, large.states(*padded(TEXTS)))
 
 
 def test_layers_of_mixed_attention_keep_their_masks() -> None:
@@ -105,6 +112,6 @@ def test_layers_of_mixed_attention_keep_their_masks() -> None:
     with torch.no_grad():
         whole = decoder(input_ids=ids, use_cache=False).last_hidden_state
         for cut in (1, 2, 3):
-            parts = FrozenPrefix(decoder, cut, torch.float32, 32)
+            parts = FrozenPrefix(decoder, cut, torch.float32, 32, StateCache(1 << 20))
             came = parts.finish(parts.states(ids, [24]))
             torch.testing.assert_close(came, whole, rtol=1e-5, atol=1e-5)

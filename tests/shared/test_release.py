@@ -21,15 +21,8 @@ from shared.config import MAX_ANCHORS, MAX_DIMENSIONS, MAX_EXPERTS, BaseConfig
 from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
 from shared.lora.lora import Factors, Lora
-from shared.release import (
-    LARGEST,
-    MANIFEST,
-    Release,
-    pack_release,
-    read_release_files,
-    unpack_release,
-    verify_files,
-)
+from shared.release import LARGEST, Release, pack_release, unpack_release
+from shared.release_files import MANIFEST, read_release_files, verify_files
 from shared.routing import Router, retrieve
 
 Files = dict[str, bytes]

@@ -52,7 +52,7 @@ def test_a_kept_config_wins_over_a_named_one_over_the_defaults(tmp_path: Path) -
     assert not run.exists()
     settings = resolve_run(context(run_dir=str(run)))
     run.mkdir()
-    settings.config_file.write_text(dump_config(RunConfig(seed=6)), encoding="utf-8")
+    (settings.run_dir / "config.toml").write_text(dump_config(RunConfig(seed=6)), encoding="utf-8")
     assert resolve_run(context(run_dir=str(run), config=str(named))).config.seed == 6
 
 

@@ -11,7 +11,7 @@ import torch
 
 from shared import smollm2
 from shared.base_model import BaseModel, load_base
-from shared.config import BaseConfig
+from shared.config import BaseConfig, RunConfig
 from shared.errors import MesofedError
 
 CONFIG = BaseConfig(name="smollm2", format="bf16", top_layers=0)
@@ -31,6 +31,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseModel]:
         patch.setattr(socket, "getaddrinfo", refuse)
         yield load_base(CONFIG, ("q_proj", "v_proj"))
     load_base(BaseConfig(name="tiny"), ("q_proj",))  # drop it and its 270 MB
+
+
+@needs_wheel
+def test_the_default_model_loads_on_every_processor() -> None:
+    # Intel's AMX rounds by shape, and so much that the way through the frozen prefix once
+    # counted as capped logits.
+    config = RunConfig()
+    assert len(load_base(config.base, config.adapt).maps) == 70  # 7 maps in each of 10 layers
 
 
 @needs_wheel

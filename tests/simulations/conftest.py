@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.config import RunConfig
-from simulations.federated import prepare
+from simulations.prepare import prepare
 
 
 @pytest.fixture

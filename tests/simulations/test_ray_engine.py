@@ -25,8 +25,9 @@ from shared.protocol import (
     statistics_to_content,
 )
 from shared.run_settings import RUN_DIR_VARIABLE, vault_folder
-from simulations.federated import prepare, simulate
+from simulations.federated import simulate
 from simulations.local_grid import run_local
+from simulations.prepare import prepare
 from simulations.ray_engine import run_on_ray
 
 FILES = {"manifest.json": b"{}", "population.safetensors": b"\x03" * 2000}
@@ -203,6 +204,10 @@ def test_without_ray_the_error_says_what_to_install(
     )
     with pytest.raises(MesofedError, match=r"pip install 'mesofed\[ray\]'"):
         run_on_ray(ServerApp(), stub_app(), tmp_path, devices=1)
+    config = RunConfig.model_validate({"engine": "ray", "base": {"name": "tiny"}})
+    with pytest.raises(MesofedError, match=r"constraints\.txt -e '\.\[ray\]'"):
+        prepare(config, tmp_path / "run", ["pytest"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_ray_is_not_loaded_before_it_is_used() -> None:

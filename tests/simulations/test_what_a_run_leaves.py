@@ -11,7 +11,8 @@ import pytest
 import simulations.federated
 from client.vault import Vault
 from shared.tasks import TASKS
-from simulations.federated import evaluate_devices, open_run
+from simulations.federated import evaluate_devices
+from simulations.prepare import open_run
 
 METHODS = ("population", "oppu", "meso-tuned")
 

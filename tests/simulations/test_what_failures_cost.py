@@ -23,7 +23,8 @@ from server.exchange import NO_ANSWER
 from shared.config import RunConfig
 from shared.errors import MesofedError
 from shared.protocol import REASONS, Refusal
-from simulations.federated import prepare, simulate
+from simulations.federated import simulate
+from simulations.prepare import prepare
 
 
 def read(path: Path) -> Any:

@@ -94,12 +94,18 @@ def test_initial_loras_change_nothing_and_are_spread_as_kaiming_uniform() -> Non
     assert theirs.abs().max().item() == pytest.approx(bound, rel=0.01)
 
 
-def test_leaves_share_memory_with_the_first_rows() -> None:
+def test_leaves_are_contiguous_copies_of_the_first_rows() -> None:
     slab = Slab.of(MAPS, random_loras(3, 2))
-    leaves = slab.leaves(2)
-    assert all(t.is_leaf and t.requires_grad for f in leaves.values() for t in (f.a, f.b))
-    slab.rows.fill_(4.0)  # what an optimiser does to the rows, the next forward pass sees
-    assert torch.equal(leaves["layer.v"].b, torch.full((2, 2, 6), 4.0))
+    leaves, views = slab.leaves(2), slab.views()
+    assert list(leaves) == list(views)
+    for name, leaf in leaves.items():
+        for tensor, view in ((leaf.a, views[name].a), (leaf.b, views[name].b)):
+            assert tensor.is_leaf
+            assert tensor.requires_grad
+            assert tensor.is_contiguous()
+            assert torch.equal(tensor, view[:2])
+    slab.rows.fill_(4.0)  # an optimiser's step leaves what a backward pass may still need
+    assert not torch.equal(leaves["layer.v"].b, torch.full((2, 2, 6), 4.0))
 
 
 def test_gradients_of_leaves_land_in_the_users_rows() -> None:

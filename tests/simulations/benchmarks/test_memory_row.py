@@ -15,7 +15,8 @@ linux = pytest.mark.skipif(not memory.STATUS.exists(), reason="needs /proc")
 
 STEP = """
 import json, torch
-from simulations.benchmarks.peak_memory import MIB, measure
+from simulations.benchmarks.own_process import MIB
+from simulations.benchmarks.peak_memory import measure
 kept = []
 def load():
     kept.append(torch.ones(64 * MIB // 4))  # the model

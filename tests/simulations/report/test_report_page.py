@@ -1,5 +1,6 @@
 """The page: well-formed, self-contained, complete, and with the table's own numbers."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -9,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from simulations.report.page import write_report
+from simulations.report.progress import render_progress
+from simulations.report.read import read_run
 from simulations.report.summary import write_summary
 
 Writer = Callable[..., Path]
@@ -258,3 +262,83 @@ def test_skips_and_record_are_told(fake_run: Writer) -> None:
     for fact in ("mesofed simulate --set base.name=smollm2", "4f2a9c1d0b7e", "torch 2.13.0"):
         assert fact in page.text
     assert [row[-1].strip() for row in page.tables["bytes-table"][1:-1]] == ["132"] * 12
+
+
+@pytest.mark.parametrize(("devices", "boxed"), [(16, False), (40, False), (41, True)])
+def test_a_table_is_seen_whole_or_scrolls_in_a_box(
+    fake_run: Writer, devices: int, boxed: bool
+) -> None:
+    html = write_report(fake_run(tasks=("rating",), devices=devices)).read_text(encoding="utf-8")
+    for label in ("Expert weights of each device", "Every user on rating", "Bytes of each device"):
+        (kind,) = re.findall(rf'<div class="([^"]*)"[^>]*aria-label="{label}"', html)
+        assert (kind == "sheet tall") == boxed
+    # Only a box may cut rows off.
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert [line for line in style.splitlines() if re.search(r"max-height: \d", line)] == [
+        ".tall { max-height: 34rem; overflow: auto; }"
+    ]
+
+
+def test_commands_in_the_next_step_are_code(fake_run: Writer) -> None:
+    html = write_report(fake_run(tasks=("rating",), devices=3)).read_text(encoding="utf-8")
+    footer = html[html.index("<footer>") :]
+    assert "`" not in footer
+    words = '<span class="whole">--set</span> <span class="whole">seed=N</span>'
+    assert f"<code>{words}</code>" in footer
+
+
+# Runs without scores
+
+
+def test_a_run_under_way_says_what_there_is_and_how_to_go_on(fake_run: Writer) -> None:
+    folder = fake_run(devices=0)
+    path = folder / "statistics/r1.json"
+    path.unlink()
+    page = _page(folder)
+    assert "The server has trained population LoRA, group experts and meta-LoRA bank" in page.text
+    assert f"simulate --resume {folder}" in page.text
+    assert "results-table" not in page.tables
+
+
+def test_devices_that_wait_for_their_scores_are_not_a_finished_run(fake_run: Writer) -> None:
+    folder = fake_run(tasks=("rating",), devices=12)
+    assert "--resume" not in _page(folder).text
+    (folder / "results/0011.json").unlink()
+    assert f"simulate --resume {folder}" in _page(folder).text
+
+
+def test_a_deployment_shows_what_its_devices_sent_and_no_scores(fake_run: Writer) -> None:
+    folder = fake_run(devices=0)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "kind": "deployment"}))
+    statistics = {
+        "expert_weights": [0.9, 0.1],
+        "anchor_weights": [1.0],
+        "best_similarity": 0.5,
+        "entropy": 0.47,
+    }
+    round_ = json.loads((folder / "statistics/r1.json").read_text())
+    nodes = [
+        {"node": 7, "bytes_down": 10, "bytes_up": 20, "statistics": statistics},
+        {
+            "node": 8,
+            "bytes_down": 10,
+            "bytes_up": 20,
+            "statistics": {**statistics, "expert_weights": [0.3, 0.7]},
+        },
+    ]
+    (folder / "statistics/r1.json").write_text(
+        json.dumps({**round_, "asked": 2, "answered": 2, "refused": [], "devices": nodes})
+    )
+    page = _page(folder)
+    assert "Release 1 went to 2 devices, of which 2 sent router statistics." in page.text
+    assert "Quality is measured on devices only in a simulation" in page.text
+    rows = [[cell.strip() for cell in row[:3]] for row in page.tables["heat-map"]]
+    assert rows == [["node", "E1", "E2"], ["7", "0.90", "0.10"], ["8", "0.30", "0.70"]]
+    assert "evaluated" not in page.text
+    printed = io.StringIO()
+    Console(file=printed, width=100).print(render_progress(read_run(folder)))
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "E1 0.60  E2 0.40" in printed.getvalue()  # (0.9 + 0.3) / 2 and the rest
+    assert "evaluated" not in printed.getvalue()

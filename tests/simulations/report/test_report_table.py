@@ -55,6 +55,25 @@ def test_best_is_bold_and_only_best(fake_run: Writer) -> None:
     }
 
 
+def test_best_survives_a_pipe(fake_run: Writer) -> None:
+    folder = fake_run(tasks=("rating", "tagging"))
+    summary, lines = summarise(folder), _plain(folder)
+    for method in summary.methods:
+        (line,) = (line for line in lines if line.startswith(f"{method} "))
+        best = [summary.row(method, task) for task in summary.tasks]
+        expected = sum(r is not None and r.estimate.mean == summary.best(r.task) for r in best)
+        assert line.count("*") == expected
+    assert sum(line.count("*") for line in lines) > len(summary.tasks)  # the caption names it
+
+
+@pytest.mark.parametrize("methods", [("base", "population", "meso-tuned"), ("population", "meso")])
+def test_three_tasks_with_both_marks_fit(fake_run: Writer, methods: tuple[str, ...]) -> None:
+    skill = {"population": 0.3, "meso": 1.0, "meso-tuned": 1.0, "base": 0.0}
+    lines = _plain(fake_run(methods=methods, skill=skill))
+    assert any("*+ [" in line for line in lines)
+    assert max(map(len, lines)) <= 100
+
+
 def test_clear_gains_carry_a_sign(fake_run: Writer) -> None:
     skill = {"population": 0.5, "meso": 1.0, "oppu": 0.0, "mta": 0.5}
     lines = _plain(fake_run(tasks=("tagging",), skill=skill))

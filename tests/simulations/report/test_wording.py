@@ -8,6 +8,7 @@ import pytest
 from simulations.report.read import read_run
 from simulations.report.summary import summarise
 from simulations.report.wording import (
+    NARROW,
     byte_size,
     decimal,
     duration,
@@ -31,7 +32,7 @@ def test_a_clear_gain_is_told_with_its_interval(fake_run: Writer) -> None:
     assert high is not None
     assert text.startswith(
         f"meso raises tagging accuracy from {row.gain.reference:.2f} to {row.estimate.mean:.2f} "
-        f"(95 % interval of the gain: +{low:.2f} to +{high:.2f}), lowers rating MAE from "
+        f"(95{NARROW}% interval of the gain: +{low:.2f} to +{high:.2f}), lowers rating MAE from "
     )
     assert text.endswith("with 115 kB kept private per user.")
 

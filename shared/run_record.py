@@ -3,15 +3,22 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from shared.atomic_file import write_json, write_text
-from shared.base_model import BaseModel
 from shared.config import RunConfig, dump_config
 from shared.corpus.load import Corpus
-from shared.corpus.split import Split
+from shared.corpus.user import User
+
+if TYPE_CHECKING:
+    from shared.base_model import BaseModel
+
+Kind = Literal["simulation", "deployment"]
+"""Who made a run: `mesofed simulate`, which may look into its devices, or Flower, which may not."""
 
 PACKAGES = (
     "flwr",
@@ -30,17 +37,29 @@ PACKAGES = (
 def write_run_record(
     run_dir: Path,
     config: RunConfig,
-    base: BaseModel,
+    base: "BaseModel",
     corpus: Corpus,
-    people: Split,
-    command: list[str],
+    kind: Kind,
+    command: Sequence[str],
+    server_users: Sequence[User],
+    device_users: Sequence[User] = (),
 ) -> None:
-    """Write ``run.json``, ``corpus.json`` and, last, ``config.toml``, which makes it a run."""
+    """Write ``run.json``, ``corpus.json`` and, last, ``config.toml``, which makes it a run.
+
+    Parameters
+    ----------
+    command : sequence of str
+        As it was called.
+    server_users, device_users : sequence of User
+        People of the corpus by side. Those of a deployment's devices are not in it, and nothing
+        is known of them.
+    """
     write_json(
         run_dir / "run.json",
         {
             "mesofed": _version("mesofed"),
-            "command": command,
+            "kind": kind,
+            "command": list(command),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "cores": len(os.sched_getaffinity(0))
@@ -50,24 +69,27 @@ def write_run_record(
             "git_commit": _git_commit(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": config.seed,
+            "rounds": config.rounds.count,
             "base": {"name": base.name, "format": base.format, "fingerprint": base.fingerprint},
             "paths": {"run": str(run_dir.absolute()), "corpus": config.corpus.path},
         },
     )
-    groups = {user.user_id: user.group for user in (*people.server, *people.device)}
+    groups = {user.user_id: user.group for user in (*server_users, *device_users)}
     known = any(group is not None for group in groups.values())
     write_json(
         run_dir / "corpus.json",
         {
             "origin": corpus.origin,
             "users": len(corpus.users),
-            "server_users": [user.user_id for user in people.server],
-            "device_users": [user.user_id for user in people.device],
+            "server_users": [user.user_id for user in server_users],
+            "device_users": [user.user_id for user in device_users],
             "skipped": [{"where": skip.where, "reason": skip.reason} for skip in corpus.skipped],
             "groups": groups if known else None,
         },
     )
-    write_text(run_dir / "config.toml", dump_config(config))
+    settings = run_dir / "config.toml"
+    if not settings.is_file():  # whoever deploys may have put it there
+        write_text(settings, dump_config(config))
 
 
 def _version(package: str) -> str | None:

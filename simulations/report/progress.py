@@ -1,0 +1,47 @@
+"""What a run without scores has come to, for the terminal: trained, sent, measured on the wire."""
+
+import statistics
+
+from rich.table import Table
+
+from simulations.report.run import Run
+from simulations.report.wording import (
+    STAGE_NAMES,
+    byte_size,
+    count_of,
+    decimal,
+    joined,
+    unmeasured,
+)
+
+
+def render_progress(run: Run) -> Table:
+    """Return what there is of a run whose devices have not been evaluated."""
+    table = Table(
+        title=unmeasured(run),
+        title_justify="left",
+        title_style="",
+        box=None,
+        padding=(0, 2, 0, 0),
+        show_header=False,
+    )
+    for release in sorted({stage.release for stage in run.training}):
+        own = [stage for stage in run.training if stage.release == release]
+        names = joined([STAGE_NAMES[stage.stage] for stage in own])
+        seconds = sum(stage.seconds for stage in own)
+        table.add_row(f"training, release {release}", f"{names} ({seconds:.1f} s)")
+    for round_ in run.rounds:
+        answered = f"{round_.answered} of {count_of(round_.asked, 'device')} answered"
+        if round_.traffic:
+            down = statistics.median(device.bytes_down for device in round_.traffic)
+            up = statistics.median(device.bytes_up for device in round_.traffic)
+            answered += f"; a device: {byte_size(down)} down, {byte_size(up)} up"
+        table.add_row(f"round {round_.release}", answered)
+        if uses := list(round_.router.values()):
+            weights = zip(*(use.expert_weights for use in uses), strict=True)
+            means = [sum(column) / len(uses) for column in weights]
+            shares = "  ".join(f"E{i} {decimal(mean, 2)}" for i, mean in enumerate(means, start=1))
+            table.add_row("  mean expert weights", shares)
+    if not run.deployed:
+        table.add_row("evaluated", f"0 of {count_of(len(run.corpus.device_users), 'device user')}")
+    return table
