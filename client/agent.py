@@ -59,7 +59,6 @@ class Agent:
     users: frozenset[int] = field(default_factory=lambda: frozenset({os.getuid()}))
     _stopped: threading.Event = field(default_factory=threading.Event)
     _work: threading.Event = field(default_factory=threading.Event)
-    _answering: threading.Lock = field(default_factory=threading.Lock)
     _turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(CONNECTIONS))
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -145,8 +144,7 @@ class Agent:
             return {"code": int(Refusal.MALFORMED_REQUEST)}, b""
         try:
             content = _records(frame.content)
-            with self._answering:  # two at once could be told different statistics
-                reply = answer(self.device, request, content)
+            reply = answer(self.device, request, content)
         except BaseException as error:
             log_error(self.device.vault, request[:100], error)
             return {"code": int(refusal_of(error))}, b""

@@ -1,4 +1,4 @@
-"""The Flower ClientApp: a thin shim that passes two requests on to a device and nothing else.
+"""The Flower ClientApp: a thin shim that passes the protocol's requests on to a device.
 
 On a real device it asks the agent behind the socket that ``node_config["agent"]`` names; in a
 simulation the device lives in the same process. Flower sends import errors to the server with
@@ -24,6 +24,36 @@ def install_release(message: Message, context: Context) -> Message:
 @app.query("router_statistics")
 def router_statistics(message: Message, context: Context) -> Message:
     """Answer with the router statistics of the installed release."""
+    return _asked(message, context)
+
+
+@app.query("noised_statistics")
+def noised_statistics(message: Message, context: Context) -> Message:
+    """Answer with the same under noise."""
+    return _asked(message, context)
+
+
+@app.query("secagg_keys")
+def secagg_keys(message: Message, context: Context) -> Message:
+    """Join a secure sum of the statistics."""
+    return _asked(message, context)
+
+
+@app.query("secagg_shares")
+def secagg_shares(message: Message, context: Context) -> Message:
+    """Deal shares of this device's secrets of the sum."""
+    return _asked(message, context)
+
+
+@app.query("secagg_masked")
+def secagg_masked(message: Message, context: Context) -> Message:
+    """Answer with the noised statistics under masks."""
+    return _asked(message, context)
+
+
+@app.query("secagg_unmask")
+def secagg_unmask(message: Message, context: Context) -> Message:
+    """Open what takes the masks off the sum."""
     return _asked(message, context)
 
 

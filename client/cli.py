@@ -201,10 +201,14 @@ def inspect(
     passphrase_file: PassphraseFile = None,
     raw: Annotated[bool, typer.Option(help="Also print the very bytes that were sent.")] = False,
     errors: Annotated[bool, typer.Option(help="Print what went wrong, instead.")] = False,
+    config: ConfigFile = None,
 ) -> None:
-    """Say what a vault holds, and everything that has left the device."""
+    """Say what a vault holds, everything that has left the device, and what privacy is left."""
     from client.agent import error_journal
     from client.inspection import sent, stored
+    from client.ledger import ledger
+    from shared.config import load_config
+    from shared.privacy import spent
 
     home = _open_vault(vault, passphrase_file)
     person = home.person()
@@ -221,6 +225,12 @@ def inspect(
     say(f"  {len(person.history)} history items; release {home.installed() or 'none'}")
     for kind, files, size in stored(home):
         say(f"  {kind:<20} {files:>5} files {size / 1e6:>9.3f} MB")
+    budget, costs = load_config(_config_of(home, config)).privacy, ledger(home)
+    if costs or budget.mode != "off":
+        say(
+            f"Privacy: epsilon {spent(costs, budget.delta):.3f} of {budget.epsilon:g} is spent, at "
+            f"delta {budget.delta:g}, by {len(costs)} answers with noise"
+        )
     entries = list(sent(home))
     say(f"Sent: {len(entries)} answers, {sum(len(e['bytes']) for e in entries):,} bytes in all")
     for entry in entries:
@@ -316,7 +326,7 @@ def _device_of(home: "Vault", settings: "RunConfig") -> "Device":
 
     use_threads(settings.threads)
     base = compute(lambda: load_base(settings.base, settings.adapt))
-    return Device(base, home, settings.methods, settings.private, settings.seed)
+    return Device(base, home, settings.methods, settings.private, settings.seed, settings.privacy)
 
 
 def _passphrase(

@@ -1,7 +1,7 @@
 """The device: one person's base model, vault and current release, and what they do together."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from client.stacking import stacked
 from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.compute import compute
-from shared.config import PrivateConfig
+from shared.config import PrivacyConfig, PrivateConfig
 from shared.embedding import embed_user
 from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
 from shared.methods import METHODS
+from shared.noise import Randomness, system_randomness
 from shared.protocol import RouterStatistics, as_sent
 from shared.release import Release, unpack_release
 from shared.release_files import MANIFEST, verify_files
@@ -44,6 +45,10 @@ class Device:
         How the private parts are trained.
     seed : int
         Of the run.
+    privacy : PrivacyConfig
+        What the device tells of its statistics at most, whatever a server asks.
+    randomness : callable
+        Where noise comes from: the operating system, but for a simulation's devices.
     """
 
     base: BaseModel
@@ -51,6 +56,8 @@ class Device:
     methods: tuple[str, ...]
     private: PrivateConfig
     seed: int
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    randomness: Randomness = system_randomness
 
     def install(self, files: Mapping[str, bytes]) -> int:
         """Verify a release and keep it; return its version.
@@ -98,7 +105,10 @@ class Device:
         return compute(lambda: _unpacked(self.vault.release_files(), self.base))
 
     def statistics(self) -> RouterStatistics:
-        """Return the router statistics of the installed release: all that a device sends."""
+        """Return the router statistics of the installed release.
+
+        They are all that leaves a device, and leave it with noise where its privacy mode says so.
+        """
         return compute(self._statistics)
 
     def personalised(self, method: str, release: Release | None = None) -> Personalised:

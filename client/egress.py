@@ -18,11 +18,11 @@ from shared.protocol import (
     REASONS,
     Refusal,
     ReplyError,
-    canonical_reply,
     read_round,
     refusal_of,
 )
 from shared.run_settings import vault_folder
+from shared.wire import canonical_reply
 
 
 def egress_guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -15,6 +15,7 @@ from shared.corpus.load import load_corpus
 from shared.corpus.split import split_users
 from shared.corpus.user import User
 from shared.errors import MesofedError
+from shared.noise import simulated_randomness
 from shared.protocol import INSTALL_RELEASE
 from shared.run_settings import keys_folder, partition, resolve_run, vault_folder
 
@@ -62,7 +63,16 @@ def open_simulated(context: Context) -> Device:
         vault.move_in(people[index])
     use_threads(config.threads)
     base = compute(partial(load_base, config.base, config.adapt))
-    return Device(base, vault, config.methods, config.private, config.seed)
+    return Device(
+        base,
+        vault,
+        config.methods,
+        config.private,
+        config.seed,
+        config.privacy,
+        # Whoever has the run's seed can take this noise off again: a simulation protects nobody.
+        simulated_randomness(config.seed, vault.folder.name),
+    )
 
 
 def _people(config: CorpusConfig, seed: int) -> tuple[User, ...]:

@@ -8,7 +8,8 @@
     installed.json               which of them is current
     private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve
     journal                      everything that was sent, byte for byte, in order
-    statistics/r1.json           the router statistics of a release, as they were sent
+    statistics/r1.json           the router statistics of a release, before any noise
+    sessions/r1.json             the secrets of a secure sum, while it lasts
 
 Every file but the lock is sealed with the vault's key. Files are written to a temporary name and
 renamed, so a crash leaves the former state; the journal grows by whole records. What a failing
@@ -212,6 +213,18 @@ class Vault:
     def statistics(self, version: int) -> dict[str, Any] | None:
         """Return the router statistics of a release, or None."""
         return self._object(f"statistics/r{version}.json")
+
+    def save_session(self, version: int, session: bytes) -> None:
+        """Keep the state of the secure sum of a release."""
+        self._write(f"sessions/r{version}.json", session)
+
+    def session(self, version: int) -> bytes | None:
+        """Return the state of the secure sum of a release, or None."""
+        return self._find(f"sessions/r{version}.json")
+
+    def end_sessions(self) -> None:
+        """Delete the secrets of secure sums that are over."""
+        shutil.rmtree(self.folder / "sessions", ignore_errors=True)
 
     # Every file goes through these.
 

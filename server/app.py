@@ -6,30 +6,44 @@ what the run is, nor shows how far it has come: then the ServerApp does.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.exchange import Exchange
+from server.round_record import (
+    Record,
+    RoundPrivacy,
+    describe_noised,
+    describe_round,
+    describe_sum,
+)
 from server.rounds import (
-    Exchange,
     broadcast_release,
+    gather_noised,
     gather_statistics,
     quorum_of,
     wait_for_devices,
 )
+from server.secure_round import gather_sum, new_session
 from shared.atomic_file import write_json
 from shared.compute import compute, use_threads
 from shared.config import RunConfig
 from shared.console import output
+from shared.privacy import (
+    calibrate,
+    honest_devices,
+    noise_variance,
+    share_variance,
+    summed_multiplier,
+)
 from shared.program import command
 from shared.progress import is_shown, shown, stage
-from shared.protocol import RouterStatistics
 from shared.run_settings import resolve_run
 
 app = ServerApp()
@@ -83,19 +97,18 @@ def _run(grid: Grid, config: RunConfig, run_dir: Path) -> None:
         write_run_record(run_dir, config, base, corpus, "deployment", ("flwr", "run"), users)
     for release in unfinished:
         folder = compute(partial(train_release, config, run_dir, release, users))
-        statistics = run_round(grid, config, folder, release, devices)
-        write_json(_statistics_file(run_dir, release), statistics)
+        record = run_round(grid, config, folder, release, devices)
+        write_json(_statistics_file(run_dir, release), record)
+        _sum_file(run_dir, release).unlink(missing_ok=True)
 
 
-def run_round(
-    grid: Grid, config: RunConfig, folder: Path, release: int, devices: int
-) -> dict[str, Any]:
+def run_round(grid: Grid, config: RunConfig, folder: Path, release: int, devices: int) -> Record:
     """Bring one release to the devices and gather their statistics.
 
     Parameters
     ----------
     folder : Path
-        The release.
+        The release, in the run's folder.
     devices : int
         How many devices are expected; fewer may come, and the quorum counts those that came.
 
@@ -127,64 +140,108 @@ def run_round(
             deadline_seconds=deadline,
             on_reply=on_reply,
         )
+    run_dir = folder.parent.parent
+    experts, anchors = manifest["experts"], manifest["anchors"]
     with _progress(f"statistics, release {release}", len(installed.answers)) as on_reply:
-        gathered = gather_statistics(
-            grid,
-            release,
-            experts=manifest["experts"],
-            anchors=manifest["anchors"],
-            nodes=tuple(installed.answers),
-            needed=needed,
-            deadline_seconds=deadline,
-            on_reply=on_reply,
+        gather = _GATHER[config.privacy.mode]
+        return gather(
+            _Round(grid, config, run_dir, release, installed, needed, experts, anchors), on_reply
         )
-    return describe_round(installed, gathered)
 
 
-def describe_round(
-    installed: Exchange[None], gathered: Exchange[RouterStatistics]
-) -> dict[str, Any]:
-    """Return the record of a round, devices in the order of their node ids.
+@dataclass(frozen=True)
+class _Round:
+    """A round whose release is installed."""
 
-    The means are taken over the devices that answered, exactly rounded, so that they do not
-    depend on the order in which an engine numbers its nodes.
-    """
-    answers = list(gathered.answers.values())
-    return {
-        "asked": len(installed.asked),
-        "answered": len(answers),
-        "refused": [
-            {"node": entry.node, "reason": entry.reason}
-            for entry in sorted((*installed.refused, *gathered.refused), key=lambda e: e.node)
-        ],
-        "devices": [
-            {
-                "node": node,
-                "bytes_down": installed.bytes_down[node] + gathered.bytes_down[node],
-                "bytes_up": installed.bytes_up[node] + gathered.bytes_up[node],
-                "statistics": {
-                    "release": statistics.release,
-                    "expert_weights": list(statistics.expert_weights),
-                    "anchor_weights": list(statistics.anchor_weights),
-                    "best_similarity": statistics.best_similarity,
-                    "entropy": statistics.entropy,
-                },
-            }
-            for node, statistics in gathered.answers.items()
-        ],
-        "mean": {
-            "expert_weights": _mean([s.expert_weights for s in answers]),
-            "anchor_weights": _mean([s.anchor_weights for s in answers]),
-        },
-    }
+    grid: Grid
+    config: RunConfig
+    run_dir: Path
+    release: int
+    installed: Exchange[None]
+    needed: int
+    experts: int
+    anchors: int
+
+    @property
+    def multiplier(self) -> float:
+        """The noise multiplier that the budget asks for."""
+        privacy = self.config.privacy
+        return calibrate(privacy.epsilon, privacy.delta, self.config.budget_rounds)
+
+    def privacy(self, multiplier: float, variance: int) -> RoundPrivacy:
+        """Return the round's noise, after that of the rounds before."""
+        records = (
+            json.loads(_statistics_file(self.run_dir, k).read_text(encoding="utf-8"))
+            for k in range(1, self.release)
+        )
+        before = tuple(record["privacy"]["noise_multiplier"] for record in records)
+        return RoundPrivacy(self.config.privacy, multiplier, variance, before)
 
 
-def _mean(rows: list[tuple[float, ...]]) -> list[float]:
-    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+OnReply = Callable[[int], None]
+
+
+def _gather_plain(a_round: _Round, on_reply: OnReply) -> Record:
+    gathered = gather_statistics(
+        a_round.grid,
+        a_round.release,
+        experts=a_round.experts,
+        anchors=a_round.anchors,
+        nodes=tuple(a_round.installed.answers),
+        needed=a_round.needed,
+        deadline_seconds=a_round.config.rounds.deadline_seconds,
+        on_reply=on_reply,
+    )
+    return describe_round(a_round.installed, gathered)
+
+
+def _gather_noised(a_round: _Round, on_reply: OnReply) -> Record:
+    multiplier = a_round.multiplier
+    gathered = gather_noised(
+        a_round.grid,
+        a_round.release,
+        multiplier,
+        experts=a_round.experts,
+        anchors=a_round.anchors,
+        nodes=tuple(a_round.installed.answers),
+        needed=a_round.needed,
+        deadline_seconds=a_round.config.rounds.deadline_seconds,
+        on_reply=on_reply,
+    )
+    privacy = a_round.privacy(multiplier, noise_variance(multiplier))
+    return describe_noised(a_round.installed, gathered, a_round.experts, privacy)
+
+
+def _gather_sum(a_round: _Round, on_reply: OnReply) -> Record:
+    settings, length = a_round.config.privacy, a_round.experts + a_round.anchors + 2
+    multiplier = a_round.multiplier
+    needed = max(a_round.needed, settings.minimum_devices)
+    summed = gather_sum(
+        a_round.grid,
+        _sum_file(a_round.run_dir, a_round.release),
+        lambda: new_session(
+            a_round.grid.run.run_id, a_round.release, multiplier, needed=needed, length=length
+        ),
+        nodes=tuple(a_round.installed.answers),
+        deadline_seconds=a_round.config.rounds.deadline_seconds,
+        on_reply=on_reply,
+    )
+    honest = honest_devices(summed.needed, settings.honest_share)
+    variance = share_variance(multiplier, honest)
+    privacy = a_round.privacy(summed_multiplier(variance, honest, length), variance)
+    return describe_sum(a_round.installed, summed, a_round.experts, privacy)
+
+
+_GATHER = {"off": _gather_plain, "local": _gather_noised, "central": _gather_sum}
 
 
 def _statistics_file(run_dir: Path, release: int) -> Path:
     return run_dir / "statistics" / f"r{release}.json"
+
+
+def _sum_file(run_dir: Path, release: int) -> Path:
+    """Return where a secure sum waits; it goes when the round's record is written."""
+    return run_dir / "sums" / f"r{release}.json"
 
 
 def _finished(run_dir: Path, release: int) -> bool:

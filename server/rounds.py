@@ -1,74 +1,33 @@
-"""One exchange with all devices: ask, wait until a deadline, keep what is valid, count the rest.
-
-A device that raises, answers garbage, answers twice or never answers costs the round nothing but
-that device. Flower's own strategies wait for ever when devices go; here every wait has an end.
-"""
+"""The exchanges of a round: a release goes down, router statistics come up."""
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
+from server.exchange import Exchange, exchange
 from shared.config import RoundsConfig
 from shared.errors import MesofedError
-from shared.flower_internals import content_bytes
+from shared.privacy import noise_variance
 from shared.protocol import (
     INSTALL_RELEASE,
+    NOISED_STATISTICS,
     REASONS,
     ROUTER_STATISTICS,
-    ProtocolError,
+    NoisedStatistics,
     Refusal,
     ReplyError,
     RouterStatistics,
     acknowledgement_from_content,
+    noised_from_content,
+    noised_request,
     release_to_content,
     statistics_from_content,
     statistics_request,
 )
-
-Answer = TypeVar("Answer")
-
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.5
-"""Seconds between two looks for replies; the pause doubles while nothing comes."""
-NO_ANSWER = "no answer before the deadline"
-NOT_DELIVERED = "the request could not be delivered"
-TWICE = "the device answered twice; its first answer counts"
-FOREIGN = "the answer came from another device"
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An answer that does not count, or that never came."""
-
-    node: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Exchange(Generic[Answer]):
-    """What came of asking devices once.
-
-    Attributes
-    ----------
-    asked : tuple of int
-        Node ids, ascending.
-    answers : dict of int to Answer
-        Valid answers by node id, ascending.
-    refused : tuple of Refused
-        By node id, ascending; a device may have both an answer and a refused second one.
-    bytes_down, bytes_up : dict of int to int
-        Serialised size of what each device was sent and answered; 0 where nothing went.
-    """
-
-    asked: tuple[int, ...]
-    answers: dict[int, Answer]
-    refused: tuple[Refused, ...]
-    bytes_down: dict[int, int]
-    bytes_up: dict[int, int]
+from shared.statistic_vector import noise_bound, within_bounds
 
 
 def wait_for_devices(
@@ -144,12 +103,12 @@ def broadcast_release(
         If fewer than ``needed`` devices installed it.
     """
     content = release_to_content(files, release)
-    return _exchange(
+    return exchange(
         grid,
         f"install release {release}",
         INSTALL_RELEASE,
-        content,
-        acknowledgement_from_content,
+        lambda node: content,
+        lambda node, reply: acknowledgement_from_content(reply),
         nodes=nodes,
         needed=needed,
         deadline_seconds=deadline_seconds,
@@ -180,18 +139,19 @@ def gather_statistics(
     MesofedError
         If fewer than ``needed`` devices gave valid statistics.
     """
+    question = statistics_request(release)
 
-    def read(content: RecordDict) -> RouterStatistics:
+    def read(node: int, content: RecordDict) -> RouterStatistics:
         statistics = statistics_from_content(content, experts, anchors)
         if statistics.release != release:
             raise ReplyError(REASONS[Refusal.OTHER_RELEASE])
         return statistics
 
-    return _exchange(
+    return exchange(
         grid,
         f"send router statistics of release {release}",
         ROUTER_STATISTICS,
-        statistics_request(release),
+        lambda node: question,
         read,
         nodes=nodes,
         needed=needed,
@@ -200,108 +160,42 @@ def gather_statistics(
     )
 
 
-def _exchange(
+def gather_noised(
     grid: Grid,
-    purpose: str,
-    message_type: str,
-    content: RecordDict,
-    read: Callable[[RecordDict], Answer],
+    release: int,
+    noise_multiplier: float,
     *,
+    experts: int,
+    anchors: int,
     nodes: Sequence[int],
     needed: int,
     deadline_seconds: float,
-    on_reply: Callable[[int], None] | None,
-) -> Exchange[Answer]:
-    deadline = time.monotonic() + deadline_seconds
-    asked = tuple(sorted(set(nodes)))
-    bytes_down, bytes_up = dict.fromkeys(asked, 0), dict.fromkeys(asked, 0)
-    answers: dict[int, Answer] = {}
-    refused: list[Refused] = []
+    on_reply: Callable[[int], None] | None = None,
+) -> Exchange[NoisedStatistics]:
+    """Ask devices for noised statistics; see ``gather_statistics``.
 
-    pending: dict[str, int] = {}
-    node_of: dict[str, int] = {}
-    size = None
-    for node in asked:
-        # One at a time: an engine that cannot deliver a message may leave it out of the ids.
-        message = Message(
-            content, node, message_type, ttl=deadline_seconds + 60.0, group_id=purpose
-        )
-        size = content_bytes(message) if size is None else size
-        message_id = _push(grid, message)
-        if message_id is None:
-            refused.append(Refused(node, NOT_DELIVERED))
-        else:
-            bytes_down[node] = size
-            pending[message_id] = node_of[message_id] = node
+    No number of an answer is farther out of its bounds than the noise of an honest device is ever
+    let be, so a device moves a mean by no more than ``(1 + 2 noise_bound / UNITS) / devices``.
+    """
+    question = noised_request(release, noise_multiplier)
+    bound = noise_bound(noise_variance(noise_multiplier))
 
-    pause = SHORTEST_PAUSE
-    while pending:
-        replies = list(grid.pull_messages(list(pending)))
-        for reply in replies:
-            # Error replies that Flower itself writes carry a wrong source node, so a reply
-            # belongs to the device whose message it answers.
-            message_id = reply.metadata.reply_to_message_id
-            if message_id not in node_of:
-                continue
-            node = node_of[message_id]
-            if message_id not in pending:
-                refused.append(Refused(node, TWICE))
-                continue
-            if reply.has_content() and reply.metadata.src_node_id != node:
-                refused.append(Refused(node, FOREIGN))
-                continue
-            del pending[message_id]
-            bytes_up[node] = content_bytes(reply)
-            try:
-                answers[node] = _read(reply, read)
-            except ProtocolError as error:
-                refused.append(Refused(node, error.reason))
-            if on_reply is not None:
-                on_reply(len(asked) - len(pending))
-        if pending and time.monotonic() >= deadline:
-            break
-        if pending:
-            pause = SHORTEST_PAUSE if replies else min(2 * pause, LONGEST_PAUSE)
-            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+    def read(node: int, content: RecordDict) -> NoisedStatistics:
+        statistics = noised_from_content(content)
+        if statistics.release != release:
+            raise ReplyError(REASONS[Refusal.OTHER_RELEASE])
+        if not within_bounds(statistics.vector, experts, anchors, bound):
+            raise ReplyError("noised statistics are not within the noise that was asked for")
+        return statistics
 
-    refused += [Refused(node, NO_ANSWER) for node in pending.values()]
-    exchange = Exchange(
-        asked,
-        {node: answers[node] for node in asked if node in answers},
-        tuple(sorted(refused, key=lambda entry: entry.node)),
-        bytes_down,
-        bytes_up,
-    )
-    _require_quorum(exchange, purpose, needed)
-    return exchange
-
-
-def _push(grid: Grid, message: Message) -> str | None:
-    """Hand one message to the engine; None if the engine cannot deliver it."""
-    ids = list(grid.push_messages([message]))
-    return ids[0] if ids and ids[0] else None
-
-
-def _read(reply: Message, read: Callable[[RecordDict], Answer]) -> Answer:
-    if reply.has_error():
-        code = reply.error.code
-        if code in REASONS:
-            # Our own words for the code: the text that came is the device's, and not trusted.
-            raise ReplyError(REASONS[Refusal(code)])
-        raise ReplyError(f"Flower reported error {code}")
-    return read(reply.content)
-
-
-def _require_quorum(exchange: Exchange[Answer], purpose: str, needed: int) -> None:
-    done = len(exchange.answers)
-    if done >= needed:
-        return
-    counts: dict[str, int] = {}
-    for entry in exchange.refused:
-        counts[entry.reason] = counts.get(entry.reason, 0) + 1
-    reasons = "; ".join(f"{number} x {reason}" for reason, number in sorted(counts.items()))
-    raise MesofedError(
-        f"Expected at least {needed} of {len(exchange.asked)} devices to {purpose}; "
-        f"{done} did ({reasons or 'no device was asked'}). Mend the devices and resume the run, "
-        "or lower rounds.quorum."
+    return exchange(
+        grid,
+        f"send noised statistics of release {release}",
+        NOISED_STATISTICS,
+        lambda node: question,
+        read,
+        nodes=nodes,
+        needed=needed,
+        deadline_seconds=deadline_seconds,
+        on_reply=on_reply,
     )

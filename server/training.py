@@ -160,8 +160,10 @@ def _corpus(
     if before is None:
         return _Corpus(users, samples, samples, places, torch.ones(len(users)))
     path = run_dir / "statistics" / f"r{before.version}.json"
-    live = json.loads(path.read_text(encoding="utf-8"))["mean"]["expert_weights"]
-    weights = user_weights(before.router(places), torch.tensor(live))
+    mean = json.loads(path.read_text(encoding="utf-8"))["mean"]
+    if mean is None:  # a secure sum that was lost, or that no honest devices made
+        return _Corpus(users, samples, samples, places, torch.ones(len(users)))
+    weights = user_weights(before.router(places), torch.tensor(mean["expert_weights"]))
     curated = resample(samples, weights, derive_seed(seed, "curation"))
     return _Corpus(users, samples, curated, places, weights)
 

@@ -125,6 +125,27 @@ class RoundsConfig(Section):
     )
 
 
+class PrivacyConfig(Section):
+    """Differential privacy of the router statistics, for one person over all rounds.
+
+    The noise is not set here: it follows from the budget. A device answers the questions of its
+    own mode and no others, and stops when its own budget is spent.
+    """
+
+    mode: Literal["off", "local", "central"] = Field(
+        "off", description="noise on each device alone, or in the secure sum of all"
+    )
+    epsilon: float = Field(8.0, gt=0, le=100, description="of all rounds together")
+    delta: float = Field(1e-5, gt=0, le=1e-2, description="below one over the number of devices")
+    rounds: int = Field(0, ge=0, description="rounds that share the budget; 0: rounds.count")
+    honest_share: float = Field(
+        0.67, ge=0.5, le=1, description="central: so many devices add their noise and tell nobody"
+    )
+    minimum_devices: int = Field(
+        3, ge=3, le=10_000, description="central: a device joins no smaller sum"
+    )
+
+
 class ReleaseConfig(Section):
     """How releases are signed."""
 
@@ -162,6 +183,7 @@ class RunConfig(ExperimentConfig):
     engine: Literal["local", "ray"] = "local"
     methods: tuple[str, ...] = ("base", "population", "oppu", "proper-folded", "mta-exact", "meso")
     rounds: RoundsConfig = RoundsConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     release: ReleaseConfig = ReleaseConfig()
 
     @field_validator("methods")
@@ -171,6 +193,20 @@ class RunConfig(ExperimentConfig):
         if unknown or not names:
             raise ValueError(f"expected some of {', '.join(METHODS)}; got {unknown or 'none'}")
         return names
+
+    @model_validator(mode="after")
+    def _budget_covers_the_rounds(self) -> "RunConfig":
+        if 0 < self.privacy.rounds < self.rounds.count and self.privacy.mode != "off":
+            raise ValueError(
+                f"privacy.rounds={self.privacy.rounds} is fewer than rounds.count="
+                f"{self.rounds.count}: devices would stop answering; set it to 0 or raise it"
+            )
+        return self
+
+    @property
+    def budget_rounds(self) -> int:
+        """How many rounds the privacy budget is for."""
+        return self.privacy.rounds or self.rounds.count
 
 
 Settings = TypeVar("Settings", bound=ExperimentConfig)

@@ -1,13 +1,16 @@
-"""Every record that crosses the wire between server and device, and nothing else.
+"""Releases and router statistics as records.
 
     down   train.install_release     "release" {file name: bytes}, "round" {protocol, release}
     up     (nothing: the empty content says that the release is installed)
     down   query.router_statistics   "round" {protocol, release}
     up     "router-statistics" {release, expert-weights, anchor-weights, best-similarity, entropy}
+    down   query.noised_statistics   "round", "noise" {noise-multiplier}
+    up     "noised-statistics" {release, vector}
 
-Both sides build and read these records only through this file. A record that is not exactly of
-this form is refused with one of the fixed reasons below: a reason never repeats what came, since
-what came may be private (on the way up) or hostile (on both ways).
+``secure_aggregation/messages.py`` has the rest, and ``wire.py`` the table of all messages. Both
+sides build and read records only there. A record that is not exactly of its form is refused with a
+fixed reason: a reason never repeats what came, since what came may be private (on the way up) or
+hostile (on both ways).
 """
 
 import io
@@ -16,23 +19,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from shared.config import MAX_ANCHORS, MAX_EXPERTS
 from shared.errors import MesofedError
+from shared.record_form import Field, Files, RecordForm, fault_of, fault_of_names
 
-PROTOCOL = 1
-"""Version of these records; both sides refuse any other."""
+PROTOCOL = 2
+"""Version of all records; both sides refuse any other."""
 
 INSTALL_RELEASE = "train.install_release"
 ROUTER_STATISTICS = "query.router_statistics"
+NOISED_STATISTICS = "query.noised_statistics"
 
 MAX_FILES = 256
 MAX_RELEASE_BYTES = 1 << 30
-MAX_WEIGHTS = max(MAX_EXPERTS, MAX_ANCHORS)
 MAX_RELEASE = 2**31 - 1
+MAX_LENGTH = MAX_EXPERTS + MAX_ANCHORS + 2
+MAX_NOISED = 2**40
+"""Of the size of a noised number, which a server narrows by the noise that it asked for."""
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(json|safetensors|sig)")
 DECIMALS = 4
 """Decimals of every number that goes up: enough to steer by, too few to smuggle much."""
@@ -40,7 +48,51 @@ SUM_TOLERANCE = 1e-3
 
 _UNITS = 10**DECIMALS
 _NPY_HEADER_BYTES = 128
-_ROUND, _RELEASE, _STATISTICS = "round", "release", "router-statistics"
+
+ROUND_FORM = RecordForm(
+    "round",
+    "config",
+    (
+        Field("protocol", "int", "version of the records", PROTOCOL, PROTOCOL),
+        Field("release", "int", "the release that the request is about", 1, MAX_RELEASE),
+    ),
+)
+RELEASE_FORM = RecordForm(
+    "release", "array", Files(FILE_NAME, MAX_FILES, "the signed files of a release")
+)
+_RELEASE_FIELD = Field("release", "int", "the installed release", 1, MAX_RELEASE)
+STATISTICS_FORM = RecordForm(
+    "router-statistics",
+    "metric",
+    (
+        _RELEASE_FIELD,
+        Field("expert-weights", "floats", "of each group expert; sum 1", 0, 1, 1, MAX_EXPERTS),
+        Field("anchor-weights", "floats", "of each anchor; sum 1", 0, 1, 1, MAX_ANCHORS),
+        Field("best-similarity", "float", "to the nearest anchor", -1, 1),
+        Field("entropy", "float", "of the expert weights over log E", 0, 1),
+    ),
+)
+NOISE_FORM = RecordForm(
+    "noise",
+    "config",
+    (Field("noise-multiplier", "float", "standard deviation over sensitivity", 1e-3, 1e6),),
+)
+NOISED_FORM = RecordForm(
+    "noised-statistics",
+    "metric",
+    (
+        _RELEASE_FIELD,
+        Field(
+            "vector",
+            "ints",
+            "the statistics as whole numbers, with the noise",
+            -MAX_NOISED,
+            MAX_NOISED,
+            4,
+            MAX_LENGTH,
+        ),
+    ),
+)
 
 
 class Refusal(IntEnum):
@@ -51,6 +103,8 @@ class Refusal(IntEnum):
     UNKNOWN_REQUEST = 102
     REQUEST_REFUSED = 110
     OTHER_RELEASE = 111
+    OTHER_PRIVACY = 112
+    BUDGET_SPENT = 113
     DEVICE_FAILED = 120
     REPLY_BLOCKED = 121
 
@@ -61,6 +115,8 @@ REASONS: dict[Refusal, str] = {
     Refusal.UNKNOWN_REQUEST: "the device does not know this request",
     Refusal.REQUEST_REFUSED: "the device refused the request; its own log says why",
     Refusal.OTHER_RELEASE: "the device does not hold the release that it was asked about",
+    Refusal.OTHER_PRIVACY: "the device's own privacy mode answers no such question",
+    Refusal.BUDGET_SPENT: "the device's privacy budget does not allow this answer",
     Refusal.DEVICE_FAILED: "the device failed; its own log says why",
     Refusal.REPLY_BLOCKED: "the device held back its reply: not what the protocol allows",
 }
@@ -140,14 +196,16 @@ def read_round(content: RecordDict) -> int:
     ProtocolError
         If the request is of another protocol version, or its round is malformed.
     """
-    record = content.get(_ROUND)
-    if not isinstance(record, ConfigRecord) or not _is_int(record.get("protocol")):
-        raise ProtocolError("the request has no round with a protocol version")
-    if record["protocol"] != PROTOCOL:
+    record = content.get(ROUND_FORM.name)
+    # The version goes first: another one may have other fields.
+    version = record.get("protocol") if isinstance(record, ConfigRecord) else None
+    if type(version) is int and version != PROTOCOL:
         raise ProtocolError(REASONS[Refusal.OTHER_PROTOCOL], Refusal.OTHER_PROTOCOL)
-    release = record.get("release")
-    if set(record) != {"protocol", "release"} or not _is_release(release):
-        raise ProtocolError("the round does not name a release")
+    fault = fault_of(record, ROUND_FORM)
+    if fault is not None:
+        raise ProtocolError(fault)
+    assert isinstance(record, ConfigRecord)
+    release = record["release"]
     assert isinstance(release, int)
     return release
 
@@ -165,7 +223,9 @@ def release_to_content(files: Mapping[str, bytes], release: int) -> RecordDict:
     """
     _check_files({name: len(data) for name, data in files.items()})
     arrays = {name: Array(np.frombuffer(files[name], dtype=np.uint8)) for name in sorted(files)}
-    return RecordDict({_ROUND: round_to_record(release), _RELEASE: ArrayRecord(arrays)})
+    return RecordDict(
+        {ROUND_FORM.name: round_to_record(release), RELEASE_FORM.name: ArrayRecord(arrays)}
+    )
 
 
 def release_from_content(content: RecordDict) -> tuple[int, dict[str, bytes]]:
@@ -177,8 +237,8 @@ def release_from_content(content: RecordDict) -> tuple[int, dict[str, bytes]]:
         If the content is anything but a release of this protocol within its limits.
     """
     release = read_round(content)
-    record = content.get(_RELEASE)
-    if set(content) != {_ROUND, _RELEASE} or not isinstance(record, ArrayRecord):
+    record = content.get(RELEASE_FORM.name)
+    if fault_of_names(content, (ROUND_FORM, RELEASE_FORM)) or not isinstance(record, ArrayRecord):
         raise ProtocolError("the request does not bring one release")
     _check_files({name: len(array.data) - _NPY_HEADER_BYTES for name, array in record.items()})
     return release, {name: _file_from_array(array) for name, array in record.items()}
@@ -212,7 +272,7 @@ def _check_files(sizes: Mapping[str, int]) -> None:
 
 def statistics_request(release: int) -> RecordDict:
     """Return the content that asks a device for its router statistics."""
-    return RecordDict({_ROUND: round_to_record(release)})
+    return RecordDict({ROUND_FORM.name: round_to_record(release)})
 
 
 def read_statistics_request(content: RecordDict) -> int:
@@ -224,7 +284,7 @@ def read_statistics_request(content: RecordDict) -> int:
         If the content is anything but such a question.
     """
     release = read_round(content)
-    if set(content) != {_ROUND}:
+    if fault_of_names(content, (ROUND_FORM,)):
         raise ProtocolError("the question for router statistics carries more than its round")
     return release
 
@@ -271,21 +331,16 @@ def statistics_from_record(
     ReplyError
         If the record is of another type, has other fields, lengths, types or bounds.
     """
-    if not isinstance(record, MetricRecord):
-        raise ReplyError("router statistics are not a metric record")
-    fields = {"release", "expert-weights", "anchor-weights", "best-similarity", "entropy"}
-    if set(record) != fields:
-        raise ReplyError("router statistics do not have the declared fields")
-    release = record["release"]
-    if not _is_release(release):
-        raise ReplyError("router statistics do not name a release")
-    assert isinstance(release, int)
+    fault = fault_of(record, STATISTICS_FORM)
+    if fault is not None:
+        raise ReplyError(fault)
+    values: Mapping[str, Any] = record  # type: ignore[assignment]  # its form was checked
     statistics = RouterStatistics(
-        release,
-        _floats(record["expert-weights"]),
-        _floats(record["anchor-weights"]),
-        _float(record["best-similarity"]),
-        _float(record["entropy"]),
+        values["release"],
+        tuple(values["expert-weights"]),
+        tuple(values["anchor-weights"]),
+        values["best-similarity"],
+        values["entropy"],
     )
     _check_statistics(statistics)
     if experts is not None and len(statistics.expert_weights) != experts:
@@ -308,7 +363,7 @@ def as_sent(statistics: RouterStatistics) -> RouterStatistics:
 
 def statistics_to_content(statistics: RouterStatistics) -> RecordDict:
     """Return the whole content of a device's answer."""
-    return RecordDict({_STATISTICS: statistics_to_record(statistics)})
+    return RecordDict({STATISTICS_FORM.name: statistics_to_record(statistics)})
 
 
 def statistics_from_content(
@@ -321,9 +376,79 @@ def statistics_from_content(
     ReplyError
         If the content holds anything but router statistics.
     """
-    if set(content) != {_STATISTICS}:
-        raise ReplyError("the answer is not exactly one record of router statistics")
-    return statistics_from_record(content[_STATISTICS], experts, anchors)
+    fault = fault_of_names(content, (STATISTICS_FORM,))
+    if fault is not None:
+        raise ReplyError(fault)
+    return statistics_from_record(content[STATISTICS_FORM.name], experts, anchors)
+
+
+# Noised statistics: the question and the answer.
+
+
+@dataclass(frozen=True)
+class NoisedStatistics:
+    """A device's statistics under noise of its own.
+
+    Attributes
+    ----------
+    release : int
+    vector : tuple of int, (E + M + 2,)
+        As ``shared.statistic_vector`` encodes them, plus noise.
+    """
+
+    release: int
+    vector: tuple[int, ...]
+
+
+def noised_request(release: int, noise_multiplier: float) -> RecordDict:
+    """Return the content that asks a device for noised statistics."""
+    return RecordDict(
+        {
+            ROUND_FORM.name: round_to_record(release),
+            NOISE_FORM.name: ConfigRecord({"noise-multiplier": noise_multiplier}),
+        }
+    )
+
+
+def read_noised_request(content: RecordDict) -> tuple[int, float]:
+    """Return the release and the noise multiplier that are asked for.
+
+    Raises
+    ------
+    ProtocolError
+        If the content is anything but such a question.
+    """
+    release = read_round(content)
+    record = content.get(NOISE_FORM.name)
+    fault = fault_of_names(content, (ROUND_FORM, NOISE_FORM)) or fault_of(record, NOISE_FORM)
+    if fault is not None:
+        raise ProtocolError(fault)
+    assert isinstance(record, ConfigRecord)
+    multiplier = record["noise-multiplier"]
+    assert isinstance(multiplier, float)
+    return release, multiplier
+
+
+def noised_to_content(statistics: NoisedStatistics) -> RecordDict:
+    """Return the content of a device's noised answer."""
+    record = MetricRecord({"release": statistics.release, "vector": list(statistics.vector)})
+    return RecordDict({NOISED_FORM.name: record})
+
+
+def noised_from_content(content: RecordDict) -> NoisedStatistics:
+    """Read a device's noised answer.
+
+    Raises
+    ------
+    ReplyError
+        If the content is anything but noised statistics.
+    """
+    record = content.get(NOISED_FORM.name)
+    fault = fault_of_names(content, (NOISED_FORM,)) or fault_of(record, NOISED_FORM)
+    if fault is not None:
+        raise ReplyError(fault)
+    values: Mapping[str, Any] = record  # type: ignore[assignment]  # its form was checked
+    return NoisedStatistics(values["release"], tuple(values["vector"]))
 
 
 def acknowledgement_from_content(content: RecordDict) -> None:
@@ -338,56 +463,8 @@ def acknowledgement_from_content(content: RecordDict) -> None:
         raise ReplyError("the acknowledgement is not empty")
 
 
-def canonical_reply(message_type: str, content: RecordDict, release: int) -> RecordDict:
-    """Build afresh what a device may answer to a request; the allow-list of the egress guard.
-
-    Parameters
-    ----------
-    message_type : str
-        Type of the request.
-    content : RecordDict
-        What the device wants to answer.
-    release : int
-        The release that the request is about.
-
-    Raises
-    ------
-    ProtocolError
-        If the answer is anything else than declared for this type.
-    """
-    if message_type == INSTALL_RELEASE:
-        acknowledgement_from_content(content)
-        return RecordDict()
-    if message_type == ROUTER_STATISTICS:
-        statistics = statistics_from_content(content)
-        if statistics.release != release:
-            raise ProtocolError(REASONS[Refusal.OTHER_RELEASE], Refusal.OTHER_RELEASE)
-        return statistics_to_content(statistics)
-    raise ProtocolError(REASONS[Refusal.UNKNOWN_REQUEST], Refusal.UNKNOWN_REQUEST)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_release(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RELEASE
-
-
-def _float(value: object) -> float:
-    if type(value) is not float:
-        raise ReplyError("router statistics hold something else than declared")
-    return value
-
-
-def _floats(values: object) -> tuple[float, ...]:
-    if not isinstance(values, list) or not 1 <= len(values) <= MAX_WEIGHTS:
-        raise ReplyError(f"router statistics have 1 to {MAX_WEIGHTS} weights of a kind")
-    return tuple(_float(value) for value in values)
-
-
 def _check_statistics(statistics: RouterStatistics) -> None:
-    if not _is_release(statistics.release):
+    if type(statistics.release) is not int or not 1 <= statistics.release <= MAX_RELEASE:
         raise ReplyError("router statistics do not name a release")
     for weights, most in (
         (statistics.expert_weights, MAX_EXPERTS),

@@ -210,7 +210,7 @@ def test_refusals_are_numbers(agent: Agent, serving: Any, release: Any) -> None:
             "nothing": refusal(lambda: ask_agent(agent.path, INSTALL_RELEASE, RecordDict())),
         }
     assert asked == {
-        "before the first release": Refusal.REQUEST_REFUSED,
+        "before the first release": Refusal.OTHER_RELEASE,
         "another release": Refusal.OTHER_RELEASE,
         "unknown": Refusal.UNKNOWN_REQUEST,
         "more": Refusal.MALFORMED_REQUEST,

@@ -116,7 +116,7 @@ def test_the_shim_passes_answers_and_refusals_on(
     assert installed.content == RecordDict()
     assert statistics_from_content(answer.content) == sealed_device.statistics()
     for reply, refusal in (
-        (early, Refusal.REQUEST_REFUSED),
+        (early, Refusal.OTHER_RELEASE),
         (other, Refusal.OTHER_RELEASE),
         (gone, Refusal.REQUEST_REFUSED),
     ):

@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from client.lock import unlock
 from client.vault import Vault
 from shared import tiny
 from shared.base_model import BaseModel
+from shared.corpus.user import User
 from shared.errors import MesofedError
 from shared.flower_internals import content_to_bytes
 from shared.lora.peft_format import load_peft
+from shared.privacy import LedgerEntry, spent
 from shared.protocol import (
     INSTALL_RELEASE,
     ROUTER_STATISTICS,
@@ -497,3 +500,19 @@ def test_the_keyring_opens_a_vault_and_forgets_it(
     assert "3 history items" in mesofed("device", "inspect", home).text
     assert mesofed("device", "forget", home, "--yes").code == 0
     assert ring.kept == {}
+
+
+def test_inspect_says_what_privacy_is_left(mesofed: Any, tmp_path: Path) -> None:
+    home = Vault(tmp_path / "vault")
+    home.move_in(User("me", (), ()))
+    config = tmp_path / "device.toml"
+    config.write_text('[privacy]\nmode = "local"\nepsilon = 6.0\ndelta = 1e-6\n', encoding="utf-8")
+    for release in (1, 2):
+        entry = LedgerEntry(release, "local", 3.0, "2026-11-24T08:00:00+00:00")
+        home.journal.append(
+            {"time": "", "request": "r", "release": release, "content": "", "ledger": asdict(entry)}
+        )
+    done = mesofed("device", "inspect", tmp_path / "vault", "--config", config)
+    assert done.code == 0, done.text
+    cost = spent([LedgerEntry(1, "local", 3.0, "")] * 2, 1e-6)
+    assert f"Privacy: epsilon {cost:.3f} of 6 is spent, at delta 1e-06, by 2 answers" in done.text

@@ -10,28 +10,39 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from server import rounds
-from server.app import describe_round
-from server.rounds import (
+from server.exchange import (
     FOREIGN,
     NO_ANSWER,
     NOT_DELIVERED,
+    TOO_LARGE,
     TWICE,
+    Exchange,
+    Refused,
+)
+from server.round_record import RoundPrivacy, describe_noised, describe_round, describe_sum
+from server.rounds import (
     broadcast_release,
+    gather_noised,
     gather_statistics,
     quorum_of,
     wait_for_devices,
 )
-from shared.config import RoundsConfig
+from server.secure_round import SecureSum
+from shared.config import PrivacyConfig, RoundsConfig
 from shared.errors import MesofedError
 from shared.flower_internals import Run, become_server, content_to_bytes, empty_run, name_message
+from shared.privacy import LedgerEntry, noise_variance, spent
 from shared.protocol import (
     REASONS,
+    NoisedStatistics,
     Refusal,
     RouterStatistics,
+    noised_to_content,
     release_from_content,
     statistics_to_content,
 )
+from shared.secure_aggregation.server_session import Opened
+from shared.statistic_vector import noise_bound
 
 FILES = {"manifest.json": b"{}", "population.safetensors": b"\x01" * 1000}
 Answers = Callable[[Message], list[Message]]
@@ -114,7 +125,7 @@ good = says(statistics_to_content(statistics()))
 
 def gather(
     script: dict[int, Answers], needed: int = 1, deadline: float = 0.3, **options: Any
-) -> rounds.Exchange[RouterStatistics]:
+) -> Exchange[RouterStatistics]:
     grid = ScriptedGrid(script)
     return gather_statistics(
         grid,
@@ -146,18 +157,21 @@ def test_everyone_answers_and_the_round_does_not_wait_for_its_deadline() -> None
         (fails(2, "<class 'ValueError'>:<'secret'>"), "Flower reported error 2"),
         (fails(99, "secret"), "Flower reported error 99"),
         (as_the_superlink, "Flower reported error 5"),
-        (says(RecordDict()), "the answer is not exactly one record of router statistics"),
+        (says(RecordDict()), "expected exactly the records router-statistics"),
         (
             says(RecordDict({"router-statistics": ConfigRecord({"a": "secret"})})),
-            "router statistics are not a metric record",
+            "router-statistics: expected a metric record",
         ),
         (
             says(RecordDict({"user_lora": ArrayRecord({"a": Array("f", (1,), "x", b"secret")})})),
-            "the answer is not exactly one record of router statistics",
+            "expected exactly the records router-statistics",
         ),
         (
             says(RecordDict({"router-statistics": MetricRecord({"release": 1})})),
-            "router statistics do not have the declared fields",
+            (
+                "router-statistics: expected the fields release, expert-weights, anchor-weights, "
+                "best-similarity, entropy"
+            ),
         ),
         (says(statistics_to_content(statistics(release=2))), REASONS[Refusal.OTHER_RELEASE]),
         (
@@ -232,7 +246,7 @@ def test_a_release_reaches_every_device_and_its_bytes_are_counted() -> None:
     up = len(content_to_bytes(statistics_to_content(statistics())))
     assert exchange.bytes_up == {1: 0, 2: 0, 3: up}
     assert list(exchange.answers) == [1, 2]
-    assert [e.reason for e in exchange.refused] == ["the acknowledgement is not empty"]
+    assert [e.reason for e in exchange.refused] == [TOO_LARGE]
     assert seen == [1, 2, 3]
 
 
@@ -293,3 +307,118 @@ def test_a_round_is_described_in_the_order_of_nodes_with_exact_means() -> None:
     assert described["mean"]["expert_weights"][0] == math.fsum([0.1, 0.2, 0.4]) / 3
     assert described["mean"]["anchor_weights"] == [1.0, 0.0]
     assert all(d["bytes_down"] > 1000 for d in described["devices"])
+
+
+# Noised statistics.
+
+NOISE = 0.5
+BOUND = noise_bound(noise_variance(NOISE))
+
+
+def noised(vector: tuple[int, ...], release: int = 1) -> Answers:
+    return says(noised_to_content(NoisedStatistics(release, vector)))
+
+
+HONEST = (2_500, 7_500, 10_000, 0, 2_500, 4_000)
+
+
+def gather_those(script: dict[int, Answers]) -> Exchange[NoisedStatistics]:
+    return gather_noised(
+        ScriptedGrid(script),
+        1,
+        NOISE,
+        experts=2,
+        anchors=2,
+        nodes=tuple(script),
+        needed=1,
+        deadline_seconds=0.3,
+    )
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        noised((*HONEST, 1)),
+        noised(HONEST[:-1]),
+        noised(HONEST, release=2),
+        noised((10_001 + BOUND, *HONEST[1:])),
+        noised((-1 - BOUND, *HONEST[1:])),
+        noised((*HONEST[:-1], 5_001 + BOUND)),
+        noised((2**40, *HONEST[1:])),
+        noised((2**41, *HONEST[1:])),
+        good,
+        silent,
+        in_the_name_of_another,
+        fails(113, "secret text"),
+    ],
+)
+def test_a_noised_answer_that_is_none_costs_its_device_alone(answers: Answers) -> None:
+    found = gather_those({1: noised(HONEST), 2: answers, 3: noised(HONEST)})
+    assert list(found.answers) == [1, 3]
+    assert {entry.node for entry in found.refused} == {2}
+    assert "secret" not in str(found.refused)
+
+
+def test_one_device_moves_a_mean_no_farther_than_its_bound() -> None:
+    """The worst answer that is taken, among ten: each weight of the raw mean moves by a tenth."""
+    edge = (10_000 + BOUND, -BOUND, *HONEST[2:])
+    found = gather_those({**{n: noised(HONEST) for n in range(2, 11)}, 1: noised(edge)})
+    assert len(found.answers) == 10
+    columns = list(zip(*(s.vector for s in found.answers.values()), strict=True))
+    for place in range(2):
+        moved = abs(sum(columns[place]) / 10 - HONEST[place]) / 10_000
+        assert moved <= (1 + 2 * BOUND / 10_000) / 10
+    # Without noise an answer is a weight, and moves a mean by a tenth at most.
+    plain = gather(
+        {**dict.fromkeys(range(2, 11), good), 1: says(statistics_to_content(statistics(1.0)))}
+    )
+    first = [s.expert_weights[0] for s in plain.answers.values()]
+    assert abs(sum(first) / 10 - 0.25) <= 1 / 10
+
+
+def installed_by(nodes: tuple[int, ...]) -> Exchange[None]:
+    return Exchange(
+        nodes, dict.fromkeys(nodes), (), dict.fromkeys(nodes, 10), dict.fromkeys(nodes, 0)
+    )
+
+
+def test_a_noised_round_says_what_it_cost_and_what_all_have_cost() -> None:
+    config = PrivacyConfig(mode="local", epsilon=30.0, delta=1e-6)
+    found = gather_those({1: noised(HONEST), 2: noised(HONEST)})
+    privacy = RoundPrivacy(config, NOISE, noise_variance(NOISE), (NOISE, 2.0))
+    record = describe_noised(installed_by((1, 2, 3)), found, 2, privacy)
+    assert (record["asked"], record["answered"]) == (3, 2)
+    assert record["mean"]["expert_weights"] == pytest.approx([0.25, 0.75])
+    assert record["mean"]["best_similarity"] == pytest.approx(0.5)
+    assert record["mean"]["entropy"] == pytest.approx(0.8)
+    said = record["privacy"]
+    costs = [LedgerEntry(k, "local", noise, "") for k, noise in enumerate((NOISE, 2.0, NOISE))]
+    assert said["epsilon_of_round"] == spent(costs[:1], 1e-6)
+    assert said["epsilon_in_total"] == spent(costs, 1e-6) > said["epsilon_of_round"]
+    # sigma is half the sensitivity: sqrt(21) / 4 of a weight; the mean of two has 1 / sqrt(2) of it
+    assert said["noise_of_mean"] == pytest.approx(math.sqrt(21) / 4 / math.sqrt(2), rel=1e-6)
+    assert [set(device) for device in record["devices"]] == [{"node", "bytes_down", "bytes_up"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [
+        ([5_000, 15_000, 20_000, 0, 5_000, 8_000], "taken"),
+        (None, "lost"),
+        ([2**50, 15_000, 20_000, 0, 5_000, 8_000], "implausible"),
+    ],
+)
+def test_a_summed_round_has_a_mean_if_the_sum_can_be_believed(
+    total: list[int] | None, said: str
+) -> None:
+    config = PrivacyConfig(mode="central")
+    opened = Opened(None if total is None else tuple(total), (1, 2), (), () if total else (2,))
+    summed = SecureSum(opened, 2, (Refused(3, "x"),), {1: 5, 2: 5}, {1: 7, 2: 7})
+    record = describe_sum(installed_by((1, 2, 3)), summed, 2, RoundPrivacy(config, 1.0, 100, ()))
+    assert record["sum"] == said
+    assert record["refused"] == [{"node": 3, "reason": "x"}]
+    assert [device["bytes_up"] for device in record["devices"]] == [7, 7]
+    if said == "taken":
+        assert record["mean"]["expert_weights"] == pytest.approx([0.25, 0.75])
+    else:
+        assert record["mean"] is None

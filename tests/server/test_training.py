@@ -253,6 +253,27 @@ def test_what_devices_send_decides_the_second_release(
         assert other[name] != federation.release_files(2)[name]
 
 
+def test_without_a_mean_the_second_release_takes_the_corpus_as_it_is(
+    train: Any, run: Path, federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secure sum that was lost costs the steering of one release."""
+    start_again(run, [0.5, 0.5])
+    path = run / "statistics" / "r1.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**record, "mean": None}), encoding="utf-8")
+    seen: list[Any] = []
+
+    def stop(base: Any, pooled: Any, *rest: Any) -> Any:
+        seen.extend(pooled)
+        raise InterruptedError
+
+    monkeypatch.setattr(server.training, "train_population", stop)
+    with pytest.raises(InterruptedError):
+        train(2)
+    users = federation.people.server
+    assert len(seen) == sum(len(user.history) + len(user.queries) for user in users)
+
+
 def test_the_second_release_keeps_the_space_of_the_first(federation: Any, base: BaseModel) -> None:
     first, second = (federation.release(version, base) for version in (1, 2))
     assert (first.version, second.version) == (1, 2)

@@ -15,6 +15,7 @@ from shared.config import MAX_ANCHORS, MAX_EXPERTS
 from shared.flower_internals import content_from_bytes, content_to_bytes
 from shared.protocol import (
     INSTALL_RELEASE,
+    PROTOCOL,
     REASONS,
     ROUTER_STATISTICS,
     ProtocolError,
@@ -22,6 +23,7 @@ from shared.protocol import (
     ReplyError,
     RouterStatistics,
 )
+from shared.wire import canonical_reply
 
 FILES = {"manifest.json": b'{"release": 3}', "population.safetensors": bytes(range(256)) * 9}
 STATISTICS = RouterStatistics(3, (0.7, 0.3), (1.0, 0.0, 0.0), 0.91, 0.8813)
@@ -125,12 +127,18 @@ def test_an_array_that_is_not_plain_bytes_is_refused(array: Array) -> None:
         (ConfigRecord({"protocol": protocol.PROTOCOL + 1, "release": 1}), Refusal.OTHER_PROTOCOL),
         (ConfigRecord({"protocol": 0, "new": "form"}), Refusal.OTHER_PROTOCOL),
         (ConfigRecord({"protocol": True, "release": 1}), Refusal.MALFORMED_REQUEST),
-        (ConfigRecord({"protocol": 1, "release": True}), Refusal.MALFORMED_REQUEST),
-        (ConfigRecord({"protocol": 1, "release": 0}), Refusal.MALFORMED_REQUEST),
-        (ConfigRecord({"protocol": 1, "release": 2**40}), Refusal.MALFORMED_REQUEST),
-        (ConfigRecord({"protocol": 1, "release": 1, "more": 1}), Refusal.MALFORMED_REQUEST),
+        (ConfigRecord({"protocol": PROTOCOL, "release": True}), Refusal.MALFORMED_REQUEST),
+        (ConfigRecord({"protocol": PROTOCOL, "release": 0}), Refusal.MALFORMED_REQUEST),
+        (
+            ConfigRecord({"protocol": PROTOCOL, "release": 2**40}),
+            Refusal.MALFORMED_REQUEST,
+        ),
+        (
+            ConfigRecord({"protocol": PROTOCOL, "release": 1, "more": 1}),
+            Refusal.MALFORMED_REQUEST,
+        ),
         (ConfigRecord({"release": 1}), Refusal.MALFORMED_REQUEST),
-        (MetricRecord({"protocol": 1, "release": 1}), Refusal.MALFORMED_REQUEST),
+        (MetricRecord({"protocol": PROTOCOL, "release": 1}), Refusal.MALFORMED_REQUEST),
     ],
 )
 def test_a_request_of_another_form_or_version_is_refused(record: Any, refusal: Refusal) -> None:
@@ -279,10 +287,10 @@ def test_of_random_answers_only_the_empty_acknowledgement_comes_through(
     content: RecordDict, message_type: str
 ) -> None:
     if message_type == INSTALL_RELEASE and not content:
-        assert not protocol.canonical_reply(message_type, content, 3)
+        assert not canonical_reply(message_type, content, 3)
         return
     with pytest.raises(ProtocolError):
-        protocol.canonical_reply(message_type, content, 3)
+        canonical_reply(message_type, content, 3)
 
 
 @settings(max_examples=300)
@@ -297,9 +305,9 @@ def test_whatever_a_server_asks_nothing_but_a_protocol_error_comes_of_it(
 
 def test_a_reply_about_another_release_is_held_back() -> None:
     content = protocol.statistics_to_content(STATISTICS)
-    assert protocol.canonical_reply(ROUTER_STATISTICS, content, 3) == content
+    assert canonical_reply(ROUTER_STATISTICS, content, 3) == content
     with pytest.raises(ProtocolError) as caught:
-        protocol.canonical_reply(ROUTER_STATISTICS, content, 2)
+        canonical_reply(ROUTER_STATISTICS, content, 2)
     assert caught.value.refusal is Refusal.OTHER_RELEASE
 
 

@@ -16,13 +16,16 @@ from simulations.prepare import prepare
 def started(federation: Any, tmp_path: Path) -> Callable[..., tuple[RunConfig, Path]]:
     """Return a prepared run of one round whose release has been trained already."""
 
-    def make(devices: int, **rounds: Any) -> tuple[RunConfig, Path]:
+    def make(
+        devices: int, privacy: dict[str, Any] | None = None, **rounds: Any
+    ) -> tuple[RunConfig, Path]:
         corpus = {**federation.config.corpus.model_dump(), "device_users": devices}
         config = RunConfig.model_validate(
             {
                 **federation.config.model_dump(),
                 "methods": ("population", "oppu"),
                 "corpus": corpus,
+                "privacy": privacy or {},
                 "rounds": {"count": 1, "deadline_seconds": 300.0, **rounds},
             }
         )

@@ -17,17 +17,20 @@ import tomli_w
 
 from client.agent_call import ask_agent
 from client.inspection import sent
+from client.ledger import ledger
 from client.lock import unlock
 from client.vault import Vault
 from server.signing_keys import signer
 from shared.errors import MesofedError
 from shared.flower_environment import SWITCHES
 from shared.protocol import ROUTER_STATISTICS, statistics_request
+from shared.secure_aggregation.messages import KEYS, MASKED, SHARES, UNMASK
 
 PASSPHRASE = "four quiet old ducks"
 TEXTS = (
     "The river runs past the garden.\n\nA letter came by the night train.\n\nWinter again.\n",
     "Bread and butter at seven.\n\nThe market was loud and bright.\n\nNo road leads back.\n",
+    "Snow on the roof.\n\nThe old clock stopped again.\n\nA kettle sang in the dark.\n",
 )
 
 
@@ -83,8 +86,9 @@ def wait_until(done: Callable[[], bool], log: Path, seconds: float = 120) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("mode", "names"), [("off", "ab"), ("central", "abc")])
 def test_a_round_over_sockets_and_sealed_vaults(
-    start: Callable[..., Path], federation: Any, tmp_path: Path
+    start: Callable[..., Path], federation: Any, tmp_path: Path, mode: str, names: str
 ) -> None:
     mesofed = [sys.executable, "-c", "from shared.cli import main; main()"]
     port, run = free_port(), tmp_path / "run"
@@ -92,9 +96,10 @@ def test_a_round_over_sockets_and_sealed_vaults(
 
     # The devices: their own texts, their own settings, an agent each.
     settings = federation.config.model_dump(mode="json")
-    own = {name: settings[name] for name in ("seed", "threads", "base", "private")}
+    settings |= {"privacy": {"mode": mode, "epsilon": 20.0}}
+    own = {name: settings[name] for name in ("seed", "threads", "base", "private", "privacy")}
     (tmp_path / "device.toml").write_text(tomli_w.dumps({**own, "methods": ["meso"]}))
-    for name, text in zip("ab", TEXTS, strict=True):
+    for name, text in zip(names, TEXTS, strict=False):
         (tmp_path / name).mkdir()
         (tmp_path / name / "diary.txt").write_text(text, encoding="utf-8")
         vault, path = tmp_path / f"vault-{name}", tmp_path / f"{name}.sock"
@@ -118,32 +123,44 @@ def test_a_round_over_sockets_and_sealed_vaults(
     (tmp_path / "flower" / "config.toml").write_text(tomli_w.dumps(connections))
     log = start("link", "flower-superlink", "--insecure", "--port", port)
     wait_until(lambda: reachable(port), log)
-    for name in "ab":
+    for name in names:
         agent = f'agent="{tmp_path / name}.sock"'
         start(
             f"node-{name}",
             *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"),
             *("--port", free_port(), "--node-config", agent),
         )
-    rounds = {"count": 1, "devices": 2, "quorum": 1.0, "deadline_seconds": 100.0}
+    rounds = {"count": 1, "devices": len(names), "quorum": 1.0, "deadline_seconds": 100.0}
     settings |= {"rounds": rounds, "release": {"keys": str(tmp_path / "keys")}}
     (tmp_path / "run.toml").write_text(tomli_w.dumps(settings))
     where = f'run-dir="{run}" config="{tmp_path / "run.toml"}"'
-    time.sleep(10)  # until both nodes have registered
+    time.sleep(10)  # until the nodes have registered
     log = start("run", "flwr", "run", ".", "ours", "--stream", "--run-config", where)
     statistics = run / "statistics" / "r1.json"
     wait_until(statistics.is_file, log, 200)
 
     record = json.loads(statistics.read_text(encoding="utf-8"))
-    assert (record["asked"], record["answered"], record["refused"]) == (2, 2, [])
-    came = {json.dumps(device["statistics"]["expert_weights"]) for device in record["devices"]}
+    everyone = len(names)
+    assert (record["asked"], record["answered"], record["refused"]) == (everyone, everyone, [])
+    came = {
+        json.dumps(d["statistics"]["expert_weights"]) for d in record["devices"] if mode == "off"
+    }
+    if mode == "central":
+        assert record["sum"] == "taken"
+        assert 19 < record["privacy"]["epsilon_in_total"] <= 20
     went = set()
-    for name in "ab":
+    for name in names:
         vault = tmp_path / f"vault-{name}"
         home = Vault(vault, unlock(vault, lambda: PASSPHRASE))
-        installed, asked = sent(home)
-        assert (installed["records"], asked["request"]) == ({}, ROUTER_STATISTICS)
-        went.add(json.dumps(asked["records"]["router-statistics"]["expert-weights"]))
+        installed, *asked = sent(home)
+        assert installed["records"] == {}
+        if mode == "off":
+            assert [entry["request"] for entry in asked] == [ROUTER_STATISTICS]
+            went.add(json.dumps(asked[0]["records"]["router-statistics"]["expert-weights"]))
+        else:
+            assert [entry["request"] for entry in asked] == [KEYS, SHARES, MASKED, UNMASK]
+            assert [entry.mechanism for entry in ledger(home)] == ["central"]
+            assert home.session(1) is None
         wait_until(lambda home=home: home.load_private(1, "meso") is not None, log)
         for path in vault.rglob("*"):
             assert path.is_dir() or b"river" not in path.read_bytes()

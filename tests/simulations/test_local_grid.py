@@ -13,7 +13,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from client.egress import egress_guard
-from server.rounds import NO_ANSWER, broadcast_release, gather_statistics
+from server.exchange import NO_ANSWER
+from server.rounds import broadcast_release, gather_statistics
 from shared.errors import MesofedError
 from shared.protocol import (
     REASONS,

@@ -113,12 +113,18 @@ def test_an_error_of_the_server_comes_out_as_it_is(tmp_path: Path) -> None:
         run_on_ray(server, stub_app(), tmp_path, devices=1, workers=1)
 
 
-def small_run(folder: Path) -> None:
+def small_run(folder: Path, devices: int = 2, **privacy: object) -> None:
     config = RunConfig.model_validate(
         {
             "threads": 1,
             "methods": ("population", "oppu", "meso"),
-            "corpus": {"server_users": 6, "device_users": 2, "max_history": 4, "max_queries": 1},
+            "corpus": {
+                "server_users": 6,
+                "device_users": devices,
+                "max_history": 4,
+                "max_queries": 1,
+            },
+            "privacy": privacy,
             "base": {"name": "tiny", "format": "fp32", "max_tokens": 64},
             "population": {"epochs": 1},
             "experts": {"epochs": 1, "count": 2},
@@ -163,6 +169,30 @@ def test_local_and_ray_give_the_same_statistics_and_the_same_private_adapters(
     for path in kept:
         twin = ray / path.relative_to(local)
         assert twin.read_bytes() == path.read_bytes(), path.relative_to(local)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["local", "central"])
+def test_local_and_ray_give_the_same_noised_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    from client.app import app as client_app
+    from server.app import app as server_app
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    local, ray = tmp_path / "local", tmp_path / "ray"
+    for run in (local, ray):
+        small_run(run, devices=3, mode=mode, epsilon=20.0)
+    run_local(server_app, client_app, local, devices=3)
+    run_on_ray(server_app, client_app, ray, devices=3, workers=1)
+
+    def record(run: Path) -> object:
+        found = json.loads((run / "statistics" / "r1.json").read_text(encoding="utf-8"))
+        assert (found["answered"], found["refused"]) == (3, [])
+        return found["mean"], found["privacy"]
+
+    assert record(local) == record(ray)
 
 
 def test_without_ray_the_error_says_what_to_install(

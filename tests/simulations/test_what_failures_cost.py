@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 import client.app
 import simulations.federated
 from client.egress import egress_guard
-from server.rounds import NO_ANSWER
+from server.exchange import NO_ANSWER
 from shared.config import RunConfig
 from shared.errors import MesofedError
 from shared.protocol import REASONS, Refusal

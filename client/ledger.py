@@ -1,0 +1,51 @@
+"""The privacy ledger of a device: what its answers have cost, and whether one more fits.
+
+It lies in the journal, each cost beside the answer that it is for. So no answer leaves without its
+cost being on the disk, and no kill comes between the two.
+"""
+
+from datetime import UTC, datetime
+
+from client.device import Device
+from client.vault import Vault
+from shared.errors import MesofedError
+from shared.privacy import LedgerEntry, would_exceed
+from shared.protocol import REASONS, ProtocolError, Refusal
+
+
+def ledger(vault: Vault) -> tuple[LedgerEntry, ...]:
+    """Return what the answers of a device have cost, oldest first.
+
+    Raises
+    ------
+    MesofedError
+        If the journal is damaged or an entry is none.
+    """
+    return tuple(
+        LedgerEntry.from_json(entry["ledger"])
+        for entry in vault.journal.entries()
+        if "ledger" in entry
+    )
+
+
+def charge(device: Device, release: int, mechanism: str, noise_multiplier: float) -> LedgerEntry:
+    """Return the entry for one more answer; it counts once it is in the journal.
+
+    Raises
+    ------
+    ProtocolError
+        If the device's budget does not allow the answer.
+    MesofedError
+        If the statistics of the release have left the device before.
+    """
+    before = ledger(device.vault)
+    if any(entry.release == release for entry in before):
+        raise MesofedError(
+            f"Expected the first question about the statistics of release {release}; they have "
+            "left this device before, under other noise or in another sum. Ask about the next one."
+        )
+    budget = device.privacy
+    if would_exceed(before, noise_multiplier, budget.epsilon, budget.delta):
+        raise ProtocolError(REASONS[Refusal.BUDGET_SPENT], Refusal.BUDGET_SPENT)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return LedgerEntry(release, mechanism, noise_multiplier, now)

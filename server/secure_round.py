@@ -1,0 +1,198 @@
+"""A secure sum of the devices' statistics: four exchanges, and a file between them.
+
+    keys -> shares -> masked -> unmask        sums/r<k>.json holds what has come so far
+
+A server that is killed goes on where it was: devices answer the same question with the same bytes,
+and would not join a second sum.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from server.exchange import Exchange, Refused, exchange
+from shared.atomic_file import write_bytes
+from shared.errors import MesofedError
+from shared.secure_aggregation.messages import (
+    KEYS,
+    MASKED,
+    SHARES,
+    UNMASK,
+    Body,
+    Dealt,
+    DeviceKeys,
+    MaskedVector,
+    Revealed,
+    Session,
+    read_reply,
+    request_content,
+)
+from shared.secure_aggregation.server_session import Opened, ServerSession
+
+WRONG_SHARE = "the device opened another share than it was dealt"
+LOST = "too few neighbours could open the device's secrets; the sum is lost with them"
+
+Said = TypeVar("Said", bound=Body)
+
+
+@dataclass(frozen=True)
+class SecureSum:
+    """What came of a secure sum.
+
+    Attributes
+    ----------
+    opened : Opened
+    needed : int
+        Devices that the session needed: what each one's noise is a share for.
+    refused : tuple of Refused
+        Of all stages.
+    bytes_down, bytes_up : dict of int to int
+        Of all stages, by node id.
+    """
+
+    opened: Opened
+    needed: int
+    refused: tuple[Refused, ...]
+    bytes_down: dict[int, int]
+    bytes_up: dict[int, int]
+
+
+def gather_sum(
+    grid: Grid,
+    file: Path,
+    start: Callable[[], ServerSession],
+    *,
+    nodes: Sequence[int],
+    deadline_seconds: float,
+    on_reply: Callable[[int], None] | None = None,
+) -> SecureSum:
+    """Gather the sum of the devices' noised statistics, and nothing else of them.
+
+    Parameters
+    ----------
+    file : Path
+        Where the session waits if this process ends; the caller deletes it with the sum safe.
+    start : callable
+        Makes a new session, where there is none in the file.
+    nodes : sequence of int
+        The devices to ask.
+    deadline_seconds : float
+        For each of the four stages.
+    on_reply : callable, optional
+        Called in the last stage with the number of devices done.
+
+    Raises
+    ------
+    MesofedError
+        If fewer devices than the session needs answer a stage; the run can be resumed.
+    """
+    state = ServerSession.from_bytes(file.read_bytes()) if file.exists() else start()
+    heard: list[Exchange[Body]] = []
+    refused: list[Refused] = []
+
+    def keep(state: ServerSession) -> ServerSession:
+        write_bytes(file, state.to_bytes())
+        return state
+
+    def ask(
+        message_type: str,
+        asked: Sequence[int],
+        body: Callable[[int], Body | None],
+        check: Callable[[int, Body], None],
+        needed: int,
+    ) -> Mapping[int, Body]:
+        def read(node: int, content: RecordDict) -> Body:
+            answer = read_reply(message_type, content)
+            check(node, answer)
+            return answer
+
+        found = exchange(
+            grid,
+            f"answer {message_type} of release {state.session.release}",
+            message_type,
+            lambda node: request_content(state.session, body(node)),
+            read,
+            nodes=asked,
+            needed=needed,
+            deadline_seconds=deadline_seconds,
+            on_reply=on_reply if message_type == UNMASK else None,
+        )
+        heard.append(found)
+        return found.answers
+
+    keep(state)
+    if not state.nodes:
+        keys = ask(KEYS, nodes, lambda node: None, lambda node, said: None, state.needed)
+        state, odd = state.advertise(_as(keys, DeviceKeys))
+        refused += [Refused(node, reason) for node, reason in odd.items()]
+        keep(state)
+    if not state.dealt:
+        dealt = ask(
+            SHARES,
+            state.nodes,
+            state.roster,
+            lambda node, said: state.check_dealt(node, cast("Dealt", said)),
+            state.needed,
+        )
+        state = keep(state.deal(_as(dealt, Dealt)))
+    if not state.masked:
+        ready = state.ready()
+        if len(ready) < state.needed:
+            raise MesofedError(
+                f"Expected {state.needed} devices with enough neighbours in the secure sum; "
+                f"{len(ready)} have. Delete {file} and resume the run: a new sum begins."
+            )
+        masked = ask(
+            MASKED,
+            ready,
+            state.delivery,
+            lambda node, said: state.check_masked(cast("MaskedVector", said)),
+            state.needed,
+        )
+        state = keep(state.mask(_as(masked, MaskedVector)))
+    able = state.summed()
+    revealed = ask(
+        UNMASK,
+        able,
+        state.survivors,
+        lambda node, said: state.check_revealed(node, cast("Revealed", said)),
+        min(state.needed, len(able)),
+    )
+    opened = state.open(_as(revealed, Revealed))
+    refused += [Refused(node, WRONG_SHARE) for node in opened.wrong]
+    refused += [Refused(node, LOST) for node in opened.lost]
+    refused += [entry for found in heard for entry in found.refused]
+    return SecureSum(
+        opened,
+        state.needed,
+        tuple(sorted(refused, key=lambda entry: entry.node)),
+        _total([found.bytes_down for found in heard]),
+        _total([found.bytes_up for found in heard]),
+    )
+
+
+def new_session(
+    run: int, release: int, noise_multiplier: float, *, needed: int, length: int
+) -> ServerSession:
+    """Return a session that no other is like."""
+    return ServerSession(
+        Session(run % 2**63, release, secrets.token_bytes(32), noise_multiplier), needed, length
+    )
+
+
+def _as(answers: Mapping[int, Body], kind: type[Said]) -> dict[int, Said]:
+    """Return the answers of a stage, which ``read_reply`` made of this kind."""
+    return {node: answer for node, answer in answers.items() if isinstance(answer, kind)}
+
+
+def _total(counts: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    total: dict[int, int] = {}
+    for by_node in counts:
+        for node, count in by_node.items():
+            total[node] = total.get(node, 0) + count
+    return total
