@@ -1,11 +1,8 @@
 """The audit: what leaves devices, what can be inferred from it, and what is guaranteed."""
 
 import json
-import os
-import platform
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,8 @@ from simulations.audit.egress import Egress, measure_egress
 from simulations.audit.federations import Ground, lay_ground, run_people
 from simulations.audit.inference import measure_inference, release_of
 from simulations.audit.statistics_mechanism import StatisticsEpsilon, measure_statistics_epsilon
-from simulations.benchmarks.machine import cores, device_name
-from simulations.run_record import PACKAGES, _git_commit, _version
+from simulations.benchmarks.machine import describe_machine
+from simulations.benchmarks.measurement import Settings
 
 FILE = "audit.json"
 
@@ -95,7 +92,7 @@ def run_audit(config: RunConfig, folder: Path, command: list[str]) -> Audit:
         As :func:`simulations.audit.federations.lay_ground` does.
     """
     started = time.monotonic()
-    machine = _machine(config)
+    machine = describe_machine(Settings(config.base.name, 1, config.threads))
     ground = lay_ground(config, folder)
     release = release_of(ground)
     egress = measure_egress(ground)
@@ -138,17 +135,3 @@ def _bank_privacy(ground: Ground) -> dict[str, Any] | None:
     path = ground.server_run / "training" / "r1" / "bank.json"
     found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("privacy")
     return found
-
-
-def _machine(config: RunConfig) -> dict[str, Any]:
-    return {
-        "device": device_name(),
-        "threads": config.threads or cores(),
-        "cores": cores(),
-        "load_at_start": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in (*PACKAGES, "dp-accounting", "scipy")},
-        "git_commit": _git_commit(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
-from server.training_budget import epsilon_of
+from server.private_training import clip_each, noised_mean
+from server.training_budget import Budget, epsilon_of
 from simulations.audit.epsilon import (
     Mechanism,
     Neighbours,
+    Vector,
     audit_mechanism,
     bound_epsilon,
     epsilon_of_errors,
@@ -71,6 +74,29 @@ def test_too_little_noise_is_caught() -> None:
     )
     caught = audit_mechanism(forgetful, ONE_APART, trials=TRIALS, delta=0.0, seed=4)
     assert caught.any_mechanism > 1.5
+
+
+@pytest.mark.parametrize("bound", [0.5, 5.0], ids=["clipped", "not clipped"])
+def test_a_step_of_dp_sgd_gives_away_no_more_than_is_accounted(bound: float) -> None:
+    budget = Budget(3, 1.0, 1, 1, noise_multiplier=1.0, epsilon=math.nan, delta=1e-5)
+    others = 0.1 * torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+
+    def step(gradient: Vector, rng: np.random.Generator) -> Vector:
+        """One sample's gradient, or zeros where the sample is not there, among two others."""
+        rows = torch.cat([others, torch.from_numpy(gradient)[None].float()])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        # With a bound that is wider than the noise is made for, the step is not private.
+        total = clip_each(rows, bound).sum(0)
+        return noised_mean(total, 0.5, budget, generator).double().numpy()
+
+    there = Neighbours(np.zeros(6), 100 * np.eye(6)[2])
+    found = audit_mechanism(step, there, trials=4_000, delta=1e-5, seed=3)
+    accounted = epsilon_of(1.0, 1, 1.0, 1e-5)
+    if bound > 0.5:
+        assert found.any_mechanism > accounted
+    else:
+        assert 0.8 * accounted < found.gaussian < accounted
+        assert found.any_mechanism < accounted
 
 
 def test_rounds_add_up() -> None:
