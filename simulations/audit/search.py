@@ -23,7 +23,12 @@ _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype="<u8"
 )
 
+_FIRST_BITS = 24
+_SHIFT = np.uint64(64 - _FIRST_BITS)
+
 Hashes = npt.NDArray[np.uint64]
+Owners = npt.NDArray[np.int32]
+FirstBits = npt.NDArray[np.bool_]
 Cells = npt.NDArray[Any]
 Windows = npt.NDArray[np.uint8]
 
@@ -78,7 +83,7 @@ class Needles:
                     found[windows.shape[1]].append((hashes, len(self._what)))
                     self._what.append((canary, form))
         self._tables = {width: _table(parts) for width, parts in found.items() if parts}
-        self.count = sum(len(hashes) for hashes, _ in self._tables.values())
+        self.count = sum(len(hashes) for hashes, _, _ in self._tables.values())
 
     def search(self, source: str, data: bytes) -> list[Find]:
         """Return what of the canaries stands in ``data``, in any view of it."""
@@ -93,11 +98,12 @@ class Needles:
 
     def _matches(self, data: bytes) -> Iterator[int]:
         whole = memoryview(data)
-        for width, (hashes, owners) in self._tables.items():
+        for width, (hashes, owners, first_bits) in self._tables.items():
             for start in range(0, max(1, len(data) - width + 1), _CHUNK):
                 chunk = whole[start : start + _CHUNK + width - 1]
                 for offset in range(8):
                     there = _hashes(chunk[offset:], width)
+                    there = there[first_bits[there >> _SHIFT]]
                     places = np.searchsorted(hashes, there).clip(max=len(hashes) - 1)
                     yield from owners[places[hashes[places] == there]].tolist()
 
@@ -185,8 +191,11 @@ def _mixed(lanes: Sequence[Hashes] | Hashes) -> Hashes:
     return total
 
 
-def _table(parts: list[tuple[Hashes, int]]) -> tuple[Hashes, npt.NDArray[np.int32]]:
+def _table(parts: list[tuple[Hashes, int]]) -> tuple[Hashes, Owners, FirstBits]:
+    """Return hashes in order, whose they are, and which first bits occur at all."""
     hashes = np.concatenate([part for part, _ in parts])
     owners = np.concatenate([np.full(len(part), owner, np.int32) for part, owner in parts])
     order = np.argsort(hashes, kind="stable")
-    return hashes[order], owners[order]
+    first_bits = np.zeros(1 << _FIRST_BITS, dtype=bool)
+    first_bits[hashes >> _SHIFT] = True
+    return hashes[order], owners[order], first_bits
