@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from server.private_training import train_privately
 from shared.base_model import BaseModel
 from shared.cohort import FusionWeights, Trained, train_cohort
 from shared.config import BankConfig
@@ -20,6 +21,8 @@ def train_bank(
     anchors: Sequence[tuple[str, Sequence[Sample]]],
     config: BankConfig,
     seed: int,
+    noise_seed: int | None = None,
+    releases: int = 1,
 ) -> Trained:
     """Train the meta-LoRAs of all anchors, each on its own samples, as one cohort.
 
@@ -27,6 +30,11 @@ def train_bank(
     ----------
     anchors : sequence of (name, samples)
         The anchor users.
+    noise_seed : int, optional
+        Of the noise that ``config.dp_epsilon`` asks for; by default it follows from ``seed``, so
+        that simulations can be repeated.
+    releases : int
+        Banks of the same anchors that share the privacy budget.
     """
     trainees = [
         Trainee(name, tuple(samples), derive_seed(seed, "bank", name)) for name, samples in anchors
@@ -34,5 +42,8 @@ def train_bank(
     initial = Slab.initial(
         base.maps, config.rank, [derive_seed(trainee.seed, "start") for trainee in trainees]
     )
+    if config.dp_epsilon:
+        secret = derive_seed(seed, "noise") if noise_seed is None else noise_seed
+        return train_privately(base, trainees, initial, config, population, secret, releases)
     fusion = FusionWeights((population,), torch.ones(len(trainees), 1))
     return train_cohort(base, trainees, initial, config, fusion)

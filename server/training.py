@@ -5,6 +5,7 @@ last, so a stage without one is trained again after a crash, and comes out the s
 """
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from server.bank import train_bank
 from server.curation import resample, user_weights
 from server.experts import TrainedExperts, train_experts
 from server.population import train_population
+from server.private_training import PrivatelyTrained
 from server.signing_keys import signer
 from shared.atomic_file import write_bytes, write_json
 from shared.base_model import BaseModel, load_base
@@ -243,10 +245,20 @@ def _bank(
         members = [(corpus.users[i].user_id, corpus.samples[i]) for i in chosen]
         total = _tokens([samples for _, samples in members]) * config.bank.epochs
         with stage("meta-LoRA bank", total, "tokens"):
-            trained = train_bank(base, population, members, config.bank, seed)
+            trained = train_bank(
+                base,
+                population,
+                members,
+                config.bank,
+                seed,
+                # In a deployment nobody may repeat the noise, not even from the configuration.
+                secrets.randbits(63) if config.rounds.devices else None,
+                config.rounds.count,
+            )
         return {"rows": trained.slab.rows}, {
             **_log(trained),
             "anchors": [name for name, _ in members],
+            **_privacy(trained, config.bank.clip_norm),
         }
 
     rows = _finished(folder, "bank", train)["rows"]
@@ -259,3 +271,18 @@ def _tokens(samples: Sequence[Sequence[Sample]]) -> int:
 
 def _log(trained: Trained | TrainedExperts) -> Log:
     return {"tokens": trained.tokens, "curves": trained.curves}
+
+
+def _privacy(trained: Trained, clip_norm: float) -> Log:
+    """Return what a private training guarantees and how, for the stage's log."""
+    if not isinstance(trained, PrivatelyTrained):
+        return {}
+    budgets = {name: asdict(budget) for name, budget in trained.budgets.items()}
+    return {
+        "privacy": {
+            "unit": "one sample of an anchor",
+            "accountant": "dp-accounting, privacy loss distributions, Poisson sampling",
+            "clip_norm": clip_norm,
+            "anchors": budgets,
+        }
+    }

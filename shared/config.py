@@ -96,6 +96,13 @@ class BankConfig(TrainingConfig):
     min_history: int = Field(4, ge=1, description="an anchor has at least so many items")
     top_k: int = Field(2, ge=1, description="anchors that a device fuses")
     temperature: float = Field(0.2, ge=1e-6, description="softmax temperature over similarities")
+    dp_epsilon: float = Field(
+        0.0,
+        ge=0,
+        description="differential privacy of the bank for one sample of an anchor, all rounds "
+        "together; clip_norm then bounds each sample's gradient; 0: off",
+    )
+    dp_delta: float = Field(1e-5, gt=0, lt=1, description="of dp_epsilon")
 
 
 class PrivateConfig(TrainingConfig):

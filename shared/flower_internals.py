@@ -37,6 +37,7 @@ __all__ = [
     "deliver",
     "empty_run",
     "error_of_exception",
+    "message_to_bytes",
     "name_message",
     "over_the_wire",
     "quiet_flower",
@@ -77,8 +78,12 @@ def deliver(message: Message, content: RecordDict) -> Message:
 
 def over_the_wire(message: Message) -> Message:
     """Return the message as it arrives after serialisation, metadata and all."""
-    data = message_to_proto(message).SerializeToString()
-    return message_from_proto(ProtoMessage.FromString(data))
+    return message_from_proto(ProtoMessage.FromString(message_to_bytes(message)))
+
+
+def message_to_bytes(message: Message) -> bytes:
+    """Return a message as it crosses the wire, metadata and all."""
+    return bytes(message_to_proto(message).SerializeToString())
 
 
 def content_bytes(message: Message) -> int:

@@ -216,10 +216,22 @@ def run_local(server_app: ServerApp, client_app: ClientApp, run_dir: Path, devic
     MesofedError
         If the ServerApp raises it.
     """
-    run_config: UserConfig = {"run-dir": str(run_dir.absolute()), "config": ""}
-    grid = LocalGrid(client_app, devices, run_config)
+    run_on(LocalGrid(client_app, devices, run_config_of(run_dir)), server_app, run_dir)
+
+
+def run_on(grid: Grid, server_app: ServerApp, run_dir: Path) -> None:
+    """Run a ServerApp on a grid that has its devices already; see :func:`run_local`."""
     context = Context(
-        run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
+        run_id=RUN_ID,
+        node_id=0,
+        node_config={},
+        state=RecordDict(),
+        run_config=run_config_of(run_dir),
     )
     with quiet_flower():
         server_app(grid, context)
+
+
+def run_config_of(run_dir: Path) -> UserConfig:
+    """Return what apps find in ``context.run_config``: where the run's folder is."""
+    return {"run-dir": str(run_dir.absolute()), "config": ""}

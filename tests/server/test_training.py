@@ -280,3 +280,29 @@ def test_the_second_release_keeps_the_space_of_the_first(federation: Any, base: 
     assert torch.equal(first.space.mean, second.space.mean)
     assert torch.equal(first.space.basis, second.space.basis)
     assert not torch.equal(first.router.weight, second.router.weight)
+
+
+def test_a_bank_under_differential_privacy_says_so_in_its_log(
+    federation: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_bank(**rounds: Any) -> tuple[Any, bytes]:
+        shutil.rmtree(run / "releases" / "r1", ignore_errors=True)
+        (run / "training" / "r1" / "bank.json").unlink()
+        bank = federation.config.bank.model_copy(update={"dp_epsilon": 4.0})
+        config = federation.config.model_copy(
+            update={"bank": bank, "rounds": federation.config.rounds.model_copy(update=rounds)}
+        )
+        folder = train_release(config, run, 1, federation.people.server)
+        log = json.loads((run / "training" / "r1" / "bank.json").read_text(encoding="utf-8"))
+        return log, (folder / "bank.safetensors").read_bytes()
+
+    log, bank = train_bank()
+    assert bank != federation.release_files(1)["bank.safetensors"]
+    assert set(log["privacy"]["anchors"]) == set(log["anchors"])
+    for budget in log["privacy"]["anchors"].values():
+        assert budget["releases"] == 2  # rounds.count
+        assert 3.9 < budget["epsilon"] <= 4.0
+        assert budget["delta"] == 1e-5
+    assert train_bank()[1] == bank
+    # In a deployment the noise does not follow from the configuration.
+    assert train_bank(devices=3)[1] != bank

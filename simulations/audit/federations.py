@@ -1,0 +1,118 @@
+"""The federations of an audit: one release, trained once, and devices of several kinds for it."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from client.app import app as client_app
+from client.vault import Vault
+from server.app import app as server_app
+from server.signing_keys import signer
+from server.training import train_release
+from shared.atomic_file import write_text
+from shared.base_model import BaseModel, load_base
+from shared.compute import compute, use_threads
+from shared.config import RunConfig, dump_config
+from shared.corpus.load import load_corpus
+from shared.corpus.split import split_users
+from shared.errors import MesofedError
+from shared.run_settings import keys_folder
+from simulations.audit.people import Halved, halved
+from simulations.local_grid import run_local
+
+UPLOADED = "oppu"
+"""The method whose user LoRA devices upload in a contrast."""
+LEAST_SERVER_USERS, LEAST_DEVICES = 4, 4
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the parts of an audit stand on.
+
+    Attributes
+    ----------
+    config : RunConfig
+        One round; a quorum that faulty devices cannot spoil.
+    folder : Path
+        Holds a folder for each federation.
+    base : BaseModel
+    origin : str
+        Of the corpus, in words.
+    server, devices : tuple of Halved
+        People on both sides.
+    """
+
+    config: RunConfig
+    folder: Path
+    base: BaseModel
+    origin: str
+    server: tuple[Halved, ...]
+    devices: tuple[Halved, ...]
+
+    @property
+    def server_run(self) -> Path:
+        """The run folder of the server that trained the release."""
+        return self.folder / "server"
+
+
+def lay_ground(config: RunConfig, folder: Path) -> Ground:
+    """Check that an audit can be made, and train the release that it is about.
+
+    Raises
+    ------
+    MesofedError
+        If the folder is in use, the settings are for a deployment or another engine, or the
+        corpus is too small to divide.
+    """
+    if (folder / "server").exists():
+        raise MesofedError(f"{folder} holds an audit already. Name another folder with --out.")
+    if config.rounds.devices or config.engine != "local":
+        raise MesofedError(
+            "Expected engine=local and rounds.devices=0: an audit looks at every byte of a "
+            "federation in one process. Leave these settings out."
+        )
+    config = config.model_copy(
+        update={
+            "methods": (UPLOADED,),
+            "rounds": config.rounds.model_copy(update={"count": 1, "quorum": 1e-6}),
+        }
+    )
+    corpus = load_corpus(config.corpus, config.seed)
+    people = split_users(corpus, config.corpus, config.seed)
+    server = halved(people.server, config.seed, LEAST_SERVER_USERS, "server")
+    devices = halved(people.device, config.seed, LEAST_DEVICES, "device")
+    use_threads(config.threads)
+    base = compute(partial(load_base, config.base, config.adapt))
+    ground = Ground(config, folder, base, corpus.origin, server, devices)
+    write_text(ground.server_run / "config.toml", dump_config(config))
+    users = tuple(person.given for person in server)
+    compute(lambda: train_release(config, ground.server_run, 1, users))
+    return ground
+
+
+def found(ground: Ground, name: str, methods: Sequence[str], devices: int) -> Path:
+    """Return the run folder of a new federation with the same release, and ``devices`` devices."""
+    run = ground.folder / name
+    config = ground.config.model_copy(update={"methods": tuple(methods)})
+    shutil.copytree(ground.server_run, run)
+    corpus = config.corpus.model_copy(update={"device_users": devices})
+    write_text(run / "config.toml", dump_config(config.model_copy(update={"corpus": corpus})))
+    return run
+
+
+def vault_of(ground: Ground, run: Path, device: int) -> Vault:
+    """Return a device's vault, which trusts the server."""
+    vault = Vault(run / "vaults" / f"{device:04d}", pool=run / "pool")
+    vault.trust(signer(keys_folder(ground.config, ground.server_run)).public)
+    return vault
+
+
+def run_people(ground: Ground) -> Path:
+    """Run the federation of all device users, each with the given half of the own history."""
+    run = found(ground, "people", (UPLOADED,), len(ground.devices))
+    for device, person in enumerate(ground.devices):
+        vault_of(ground, run, device).move_in(person.given)
+    run_local(server_app, client_app, run, len(ground.devices))
+    return run

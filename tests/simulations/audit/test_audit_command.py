@@ -1,0 +1,134 @@
+"""`mesofed audit` from its arguments to table, JSON, page and exit code."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable
+
+from simulations.audit import leaking_apps
+from simulations.audit.statistics_mechanism import EmpiricalEpsilon, Guarantee, StatisticsEpsilon
+from simulations.audit.wording import accounted, proved
+
+ARGUMENTS = [
+    argument
+    for setting in (
+        "base.name=tiny",
+        "base.format=fp32",
+        "base.top_layers=2",
+        "base.max_tokens=64",
+        "threads=1",
+        "corpus.server_users=8",
+        "corpus.device_users=5",
+        "corpus.max_history=8",
+        "corpus.groups=2",
+        "population.rank=2",
+        "experts.rank=2",
+        "bank.rank=2",
+        "bank.anchors=3",
+        "bank.min_history=3",
+        "private.epochs=1",
+    )
+    for argument in ("--set", setting)
+]
+
+
+@pytest.fixture
+def audit(mesofed: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    def call(*more: object) -> Any:
+        return mesofed("audit", *ARGUMENTS, "--out", tmp_path / "audit", *more)
+
+    return call
+
+
+def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = audit("--set", "bank.dp_epsilon=4")
+    assert outcome.code == 0, outcome.text
+    assert "No canary in the" in outcome.text
+    assert "Their statistics carry no guarantee of differential privacy" in outcome.text
+    lines = [line for line in outcome.out.splitlines() if not line.startswith(("Page:", "Next:"))]
+    assert max(map(len, lines)) <= 100
+    (step,) = re.findall(r"Next: (.+)", outcome.out)
+    assert step.startswith("keep ")
+
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text(encoding="utf-8"))
+    assert found["passed"]
+    assert found["failures"] == []
+    assert [egress["federation"] for egress in found["egress"]] == [
+        "mesofed",
+        "uploads",
+        "unguarded",
+    ]
+    assert [bool(egress["finds"]) for egress in found["egress"]] == [False, True, True]
+    assert found["statistics"]["accounted"] is None
+    assert {attack["target"] for attack in found["attacks"]} == {
+        "router statistics",
+        "meta-LoRA bank",
+        "population LoRA",
+        "uploaded user LoRA",
+    }
+    # Without noise, who knows a person's whole history knows the person's statistics.
+    assert found["attacks"][0]["question"] == "whose history is it?"
+    assert found["attacks"][0]["auc"] == 1.0
+    assert [bank["epsilon"] for bank in found["price"]["banks"]] == [None, 8.0, 4.0, 1.0]
+    assert len(found["bank_privacy"]["anchors"]) == found["price"]["anchors"]
+    # What the price says of the configured budget is what the release's own log says.
+    noise = [entry["noise_multiplier"] for entry in found["bank_privacy"]["anchors"].values()]
+    assert found["price"]["banks"][2]["noise_multiplier"] == [min(noise), max(noise)]
+
+    page = (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
+    assert "http://" not in re.sub(r'xmlns(:\w+)?="[^"]+"', "", page)
+    assert "https://" not in page
+    for attack in found["attacks"]:
+        assert f"{attack['auc']:.2f}" in page
+    assert "given all else that the release holds" in page
+
+    again = audit()
+    assert again.code == 1
+    assert "holds an audit already" in again.text
+
+
+def open_door(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    return call_next(message, context)
+
+
+@pytest.mark.slow
+def test_an_audit_of_devices_that_leak_fails(
+    audit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaking_apps, "egress_guard", open_door)
+    outcome = audit()
+    assert outcome.code == 1
+    assert "Failed: canaries left the devices" in outcome.text
+    assert "do not deploy" in outcome.text
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text(encoding="utf-8"))
+    assert not found["passed"]
+    page = (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
+    assert "Failed: canaries left the devices" in page
+
+
+def test_what_cannot_be_audited_is_refused(mesofed: Callable[..., Any], tmp_path: Path) -> None:
+    for setting, text in (
+        ("engine=ray", "Expected engine=local"),
+        ("rounds.devices=3", "Expected engine=local"),
+        ("corpus.device_users=2", "at least 4 people on the device's side"),
+    ):
+        outcome = mesofed(
+            "audit", *ARGUMENTS, "--set", setting, "--out", tmp_path / setting.replace(".", "-")
+        )
+        assert outcome.code == 1
+        assert text in outcome.text
+        assert "Traceback" not in outcome.text
+
+
+def test_a_guarantee_is_put_beside_what_the_attack_proves() -> None:
+    empirical = EmpiricalEpsilon(2_000, 1e-5, 0.95, 30, 20, 1_000, 0.9, 1.7)
+    statistics = StatisticsEpsilon("Gaussian", empirical, Guarantee(2.0, 1e-5, 3))
+    assert accounted(statistics) == "at most 2 at delta 1e-05 over 3 rounds"
+    assert proved(statistics) == "at least 0.90 for any mechanism, 1.70 for Gaussian noise"
+    assert statistics.passed

@@ -1,0 +1,167 @@
+"""The bound stays below the truth and comes close to it; too little noise is caught."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from server.private_training import clip_each, noised_mean
+from server.training_budget import Budget, epsilon_of
+from simulations.audit.epsilon import (
+    Mechanism,
+    Neighbours,
+    Vector,
+    audit_mechanism,
+    bound_epsilon,
+    epsilon_of_errors,
+    gaussian_epsilon,
+    most,
+    mu_of_errors,
+)
+from simulations.audit.statistics_mechanism import (
+    Guarantee,
+    as_they_are,
+    measure_statistics_epsilon,
+    worst_case,
+)
+
+ONE_APART = Neighbours(np.array([0.0]), np.array([1.0]))
+TRIALS = 20_000
+
+
+def gaussian(deviation: float) -> Mechanism:
+    return lambda x, rng: x + deviation * rng.standard_normal(x.shape)
+
+
+def laplace(scale: float) -> Mechanism:
+    return lambda x, rng: x + rng.laplace(0, scale, x.shape)
+
+
+def randomised_response(epsilon: float) -> Mechanism:
+    honest = math.exp(epsilon) / (1 + math.exp(epsilon))
+    return lambda x, rng: x if rng.random() < honest else 1 - x
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_pure_mechanisms_are_bounded_closely(epsilon: float, seed: int) -> None:
+    for mechanism in (laplace(1 / epsilon), randomised_response(epsilon)):
+        found = audit_mechanism(mechanism, ONE_APART, trials=TRIALS, delta=0.0, seed=seed)
+        assert 0.8 * epsilon < found.any_mechanism <= epsilon
+
+
+# The less there is to tell apart, the more of it is lost in the uncertainty of so many trials.
+@pytest.mark.parametrize(("deviation", "share"), [(0.7, 0.9), (1.5, 0.85), (4.0, 0.65)])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_gaussian_mechanisms_are_bounded_closely(deviation: float, share: float, seed: int) -> None:
+    true = gaussian_epsilon(1 / deviation, 1e-5)
+    assert true == pytest.approx(epsilon_of(1.0, 1, deviation, 1e-5), rel=5e-3)
+    found = audit_mechanism(gaussian(deviation), ONE_APART, trials=TRIALS, delta=1e-5, seed=seed)
+    assert 0.0 < found.any_mechanism < true
+    assert share * true < found.gaussian < true
+
+
+def test_too_little_noise_is_caught() -> None:
+    claimed = epsilon_of(1.0, 1, 4.0, 1e-5)
+    found = audit_mechanism(gaussian(1.0), ONE_APART, trials=TRIALS, delta=1e-5, seed=4)
+    assert found.any_mechanism > claimed
+    assert found.gaussian > claimed
+    # A mechanism that forgets its noise once in a hundred times.
+    forgetful: Mechanism = lambda x, rng: (  # noqa: E731
+        laplace(1.0)(x, rng) if rng.random() > 0.01 else 100 * (2 * x - 1)
+    )
+    caught = audit_mechanism(forgetful, ONE_APART, trials=TRIALS, delta=0.0, seed=4)
+    assert caught.any_mechanism > 1.5
+
+
+@pytest.mark.parametrize("bound", [0.5, 5.0], ids=["clipped", "not clipped"])
+def test_a_step_of_dp_sgd_gives_away_no_more_than_is_accounted(bound: float) -> None:
+    budget = Budget(3, 1.0, 1, 1, noise_multiplier=1.0, epsilon=math.nan, delta=1e-5)
+    others = 0.1 * torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+
+    def step(gradient: Vector, rng: np.random.Generator) -> Vector:
+        """One sample's gradient, or zeros where the sample is not there, among two others."""
+        rows = torch.cat([others, torch.from_numpy(gradient)[None].float()])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        # With a bound that is wider than the noise is made for, the step is not private.
+        total = clip_each(rows, bound).sum(0)
+        return noised_mean(total, 0.5, budget, generator).double().numpy()
+
+    there = Neighbours(np.zeros(6), 100 * np.eye(6)[2])
+    found = audit_mechanism(step, there, trials=4_000, delta=1e-5, seed=3)
+    accounted = epsilon_of(1.0, 1, 1.0, 1e-5)
+    if bound > 0.5:
+        assert found.any_mechanism > accounted
+    else:
+        assert 0.8 * accounted < found.gaussian < accounted
+        assert found.any_mechanism < accounted
+
+
+def test_rounds_add_up() -> None:
+    one, four = (
+        audit_mechanism(
+            gaussian(3.0), ONE_APART, trials=5_000, delta=1e-5, seed=4, rounds=rounds
+        ).gaussian
+        for rounds in (1, 4)
+    )
+    assert 0.7 * gaussian_epsilon(2 / 3, 1e-5) < four <= gaussian_epsilon(2 / 3, 1e-5)
+    assert one <= gaussian_epsilon(1 / 3, 1e-5) < four
+
+
+def test_the_bound_holds_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    above = 0
+    for _ in range(200):
+        first, second = rng.laplace(0, 1, 400), rng.laplace(1, 1, 400)
+        above += bound_epsilon(first, second, 0.0).any_mechanism > 1.0
+    assert above <= 0.05 * 200
+
+
+def test_what_tells_nothing_apart_proves_nothing() -> None:
+    silent = audit_mechanism(
+        lambda x, rng: np.zeros(1), ONE_APART, trials=1_000, delta=1e-5, seed=1
+    )
+    assert (silent.any_mechanism, silent.gaussian) == (0.0, 0.0)
+
+
+def test_the_most_errors_are_those_of_clopper_and_pearson() -> None:
+    for errors, trials in ((0, 50), (3, 50), (49, 50), (50, 50)):
+        interval = binomtest(errors, trials).proportion_ci(0.95, method="exact")
+        assert most(np.array([errors]), trials, 0.025) == pytest.approx([interval.high])
+
+
+def test_errors_and_epsilon_belong_together() -> None:
+    assert epsilon_of_errors(0.5, 0.5, 0.0) == 0.0
+    # Randomised response with epsilon 1 errs with probability 1 / (1 + e) in both ways.
+    error = 1 / (1 + math.e)
+    assert epsilon_of_errors(error, error, 0.0) == pytest.approx(1.0)
+    assert epsilon_of_errors(0.0 + 1e-9, 0.9, 0.0) > 15
+    assert mu_of_errors(0.3085375, 0.3085375) == pytest.approx(1.0, abs=1e-4)
+    assert mu_of_errors(1.0, 1.0) == 0.0
+
+
+def test_statistics_as_they_are_guarantee_nothing() -> None:
+    found = measure_statistics_epsilon(experts=4, anchors=8, seed=1)
+    assert found.accounted is None
+    assert (found.empirical.false_positives, found.empirical.false_negatives) == (0, 0)
+    # No error in 1,000 trials of each kind: the rates are below 0.37 %.
+    assert found.empirical.any_mechanism == pytest.approx(math.log((1 - 3.7e-3) / 3.7e-3), abs=0.01)
+
+
+def test_a_mechanism_with_noise_is_compared_with_what_is_accounted() -> None:
+    far = worst_case(4, 8)
+    sensitivity = float(np.linalg.norm(far.second - far.first))
+    assert sensitivity == pytest.approx(math.sqrt(2 + 2 + 4 + 1))
+
+    def noised(factor: float) -> Mechanism:
+        plain, noise = as_they_are(4), gaussian(factor * 4 * sensitivity)
+        return lambda x, rng: noise(plain(x, rng), rng)
+
+    accounted = Guarantee(epsilon_of(1.0, 2, 4.0, 1e-5), 1e-5, rounds=2)
+    sound = measure_statistics_epsilon(4, 8, 1, ("Gaussian", noised(1.0)), accounted)
+    assert sound.passed
+    assert 0.5 * accounted.epsilon < sound.empirical.gaussian < accounted.epsilon
+    broken = measure_statistics_epsilon(4, 8, 1, ("Gaussian", noised(0.1)), accounted)
+    assert not broken.passed

@@ -1,0 +1,67 @@
+"""What an attacker expects of a history is what a device with that history sends."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulations.audit.attack import area
+from simulations.audit.federations import Ground
+from simulations.audit.inference import release_of
+from simulations.audit.seen_statistics import (
+    derangement,
+    expected_statistics,
+    group_by_statistics,
+    linkage,
+    other_groups,
+    sent_statistics,
+    with_groups,
+)
+
+
+def test_expected_statistics_are_those_that_are_sent(ground: Ground, people_run: Path) -> None:
+    release = release_of(ground)
+    seen = sent_statistics(people_run, len(ground.devices))
+    for sent, person in zip(seen, ground.devices, strict=True):
+        expected = expected_statistics(ground.base, release, person.given.history)
+        assert sent == pytest.approx(expected, abs=1e-4)
+    assert any(not np.allclose(seen[0], other) for other in seen[1:])
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_nobody_is_compared_with_themselves(count: int) -> None:
+    for seed in range(20):
+        order = derangement(count, seed)
+        assert sorted(order) == list(range(count))
+        assert all(place != other for place, other in enumerate(order))
+
+
+def test_linkage_scores_the_own_person_by_distance() -> None:
+    seen = [np.array([float(i), 0.0]) for i in range(5)]
+    scored = linkage(seen, [vector + 0.1 for vector in seen], seed=1)
+    assert all(person.members[0] == pytest.approx(-0.1 * 2**0.5) for person in scored)
+    assert all(person.others[0] < -0.5 for person in scored)
+    nothing = linkage(seen, [np.zeros(2)] * 5, seed=1)
+    assert all(person.members[0] == person.others[0] for person in nothing)
+
+
+def test_groups_are_known_by_the_nearest_centre() -> None:
+    known = [(np.array([1.0, 0.1]), 0), (np.array([0.9, 0.0]), 0), (np.array([0.0, 1.0]), 1)]
+    seen = [np.array([0.8, 0.2]), np.array([0.1, 0.7])]
+    scored = group_by_statistics(seen, [0, 1], known, seed=1)
+    assert (
+        area(
+            np.concatenate([s.members for s in scored]), np.concatenate([s.others for s in scored])
+        )
+        == 1.0
+    )
+    others = other_groups([0, 1, 2] * 10, [0, 1, 2], seed=1)
+    assert all(own != other for own, other in zip([0, 1, 2] * 10, others, strict=True))
+    assert set(others) == {0, 1, 2}
+
+
+def test_groups_are_asked_for_only_where_they_are_known(ground: Ground) -> None:
+    assert with_groups(ground.devices)
+    unknown = replace(ground.devices[0], given=replace(ground.devices[0].given, group=None))
+    assert not with_groups([*ground.devices, unknown])
