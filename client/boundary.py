@@ -19,9 +19,9 @@ from flwr.app import RecordDict
 from client import secure_sum
 from client.device import Device
 from client.ledger import charge
-from client.noised_statistics import noised_vector
+from client.noised_statistics import local_vector
 from shared.flower_internals import content_from_bytes, content_to_bytes
-from shared.privacy import LedgerEntry, noise_variance
+from shared.privacy import LedgerEntry
 from shared.protocol import (
     INSTALL_RELEASE,
     NOISED_STATISTICS,
@@ -38,7 +38,6 @@ from shared.protocol import (
     statistics_to_content,
 )
 from shared.secure_aggregation.messages import UNMASK, read_request, reply_content
-from shared.statistic_vector import clip, noise_bound
 from shared.wire import BY_TYPE, canonical_reply
 
 # One answer at a time: of two questions at once, both might find the budget unspent.
@@ -108,15 +107,8 @@ def _made(
         return statistics_to_content(device.statistics()), None
     if message_type == NOISED_STATISTICS:
         cost = charge(device, release, "local", request)
-        variance = noise_variance(request)
-        statistics, vector = noised_vector(device, release, variance)
-        bounded = clip(
-            vector,
-            len(statistics.expert_weights),
-            len(statistics.anchor_weights),
-            noise_bound(variance),
-        )
-        return noised_to_content(NoisedStatistics(release, tuple(bounded))), cost
+        vector = local_vector(device.statistics(), request, device.randomness(release))
+        return noised_to_content(NoisedStatistics(release, tuple(vector))), cost
     body, cost = secure_sum.STAGES[message_type](device, *request)
     return reply_content(body), cost
 

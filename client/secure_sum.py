@@ -62,7 +62,8 @@ def _masked(device: Device, session: Session, body: Body | None) -> tuple[Body, 
     variance = share_variance(session.noise_multiplier, honest)
     vector = state.vector
     if vector is None:
-        vector = tuple(noised_vector(device, session.release, variance)[1])
+        generator = device.randomness(session.release)
+        vector = tuple(noised_vector(device.statistics(), variance, generator))
     multiplier = summed_multiplier(variance, honest, len(vector))
     cost = charge(device, session.release, "central", multiplier)
     state, masked = state.masked(body, vector)

@@ -55,14 +55,22 @@ def _egress(audit: Audit) -> Group:
 
 
 def _epsilon(audit: Audit) -> Group:
-    statistics = audit.statistics
-    table, printed = _table("Epsilon of one device's router statistics")
-    table.show_header = False
-    table.add_column()
-    table.add_column(overflow="fold")
-    table.add_row("noise", statistics.mechanism)
-    table.add_row("accounted", wording.accounted(statistics))
-    table.add_row("proved by attack", wording.proved(statistics))
+    empirical = audit.statistics[0].empirical
+    table, printed = _table(
+        "Epsilon of one device's router statistics",
+        f"attacked with {empirical.trials:,} trials of each of two worst cases; lower bounds with "
+        f"{empirical.confidence:.0%} confidence",
+    )
+    for heading in ("noise", "accounted", "proved by attack"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("", justify="right")
+    for attacked in audit.statistics:
+        table.add_row(
+            attacked.mechanism,
+            wording.accounted(attacked),
+            wording.proved(attacked),
+            _mark(attacked.passed) if attacked.accounted else "",
+        )
     return printed
 
 

@@ -23,16 +23,22 @@ def headline(audit: Audit) -> str:
     if audit.failures:
         return f"Failed: {'; '.join(audit.failures)}."
     ours = next(egress for egress in audit.egress if not egress.contrast)
-    guarantee = (
-        "Their statistics carry no guarantee of differential privacy"
-        if audit.statistics.accounted is None
-        else f"Their statistics are ({audit.statistics.accounted.epsilon:.2g}, "
-        f"{audit.statistics.accounted.delta:g})-differentially private by the accountant"
-    )
     return (
         f"No canary in the {byte_size(sum(ours.searched.values()))} that left "
         f"{count_of(ours.devices, 'device')} or that the server kept; the search found every kind "
-        f"in the contrasts. {guarantee}."
+        f"in the contrasts. {guarantee(audit)}."
+    )
+
+
+def guarantee(audit: Audit) -> str:
+    """Say what the configured privacy mode guarantees of the statistics."""
+    mode, given = audit.config.privacy.mode, audit.statistics[1].accounted
+    if mode == "off" or given is None:
+        return "Their statistics carry no guarantee of differential privacy: privacy.mode is off"
+    seen = "statistics are" if mode == "local" else "sum of statistics is, which nobody attacked,"
+    return (
+        f"Their {seen} ({given.epsilon:.2g}, {given.delta:g})-differentially private by the "
+        "accountant"
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,11 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
         "unguarded",
     ]
     assert [bool(egress["finds"]) for egress in found["egress"]] == [False, True, True]
-    assert found["statistics"]["accounted"] is None
+    plain, noised = found["statistics"]
+    assert (plain["accounted"], plain["passed"]) == (None, True)
+    assert noised["passed"]
+    assert noised["accounted"]["epsilon"] == pytest.approx(8.0, rel=1e-3)
+    assert 0 < noised["empirical"]["gaussian"] < noised["accounted"]["epsilon"]
     assert {attack["target"] for attack in found["attacks"]} == {
         "router statistics",
         "meta-LoRA bank",
@@ -87,6 +92,11 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
     for attack in found["attacks"]:
         assert f"{attack['auc']:.2f}" in page
     assert "given all else that the release holds" in page
+    for text in (outcome.text, page):
+        shown = " ".join(text.split())
+        assert "none: rounded to four decimals" in shown
+        assert f"{noised['empirical']['gaussian']:.2f} for" in shown
+        assert "at most 8" in shown
 
     again = audit()
     assert again.code == 1
@@ -129,6 +139,7 @@ def test_what_cannot_be_audited_is_refused(mesofed: Callable[..., Any], tmp_path
 def test_a_guarantee_is_put_beside_what_the_attack_proves() -> None:
     empirical = EmpiricalEpsilon(2_000, 1e-5, 0.95, 30, 20, 1_000, 0.9, 1.7)
     statistics = StatisticsEpsilon("Gaussian", empirical, Guarantee(2.0, 1e-5, 3))
+    assert not replace(statistics, accounted=Guarantee(1.6, 1e-5, 3)).passed
     assert accounted(statistics) == "at most 2 at delta 1e-05 over 3 rounds"
     assert proved(statistics) == "at least 0.90 for any mechanism, 1.70 for Gaussian noise"
     assert statistics.passed

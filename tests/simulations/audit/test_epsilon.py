@@ -7,8 +7,12 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from client import noised_statistics
 from server.private_training import clip_each, noised_mean
 from server.training_budget import Budget, epsilon_of
+from shared.config import RunConfig
+from shared.privacy import calibrate
+from shared.statistic_vector import SQUARED_SENSITIVITY, encode
 from simulations.audit.epsilon import (
     Mechanism,
     Neighbours,
@@ -21,9 +25,8 @@ from simulations.audit.epsilon import (
     mu_of_errors,
 )
 from simulations.audit.statistics_mechanism import (
-    Guarantee,
-    as_they_are,
-    measure_statistics_epsilon,
+    measure_statistics,
+    statistics_of,
     worst_case,
 )
 
@@ -143,25 +146,60 @@ def test_errors_and_epsilon_belong_together() -> None:
 
 
 def test_statistics_as_they_are_guarantee_nothing() -> None:
-    found = measure_statistics_epsilon(experts=4, anchors=8, seed=1)
+    found, _ = measure_statistics(4, 8, RunConfig(seed=1))
     assert found.accounted is None
     assert (found.empirical.false_positives, found.empirical.false_negatives) == (0, 0)
     # No error in 1,000 trials of each kind: the rates are below 0.37 %.
     assert found.empirical.any_mechanism == pytest.approx(math.log((1 - 3.7e-3) / 3.7e-3), abs=0.01)
 
 
-def test_a_mechanism_with_noise_is_compared_with_what_is_accounted() -> None:
-    far = worst_case(4, 8)
-    sensitivity = float(np.linalg.norm(far.second - far.first))
-    assert sensitivity == pytest.approx(math.sqrt(2 + 2 + 4 + 1))
+@pytest.mark.parametrize(("experts", "anchors"), [(2, 2), (4, 8), (16, 64)])
+def test_the_worst_case_is_the_sensitivity_in_the_product_s_integers(
+    experts: int, anchors: int
+) -> None:
+    far = worst_case(experts, anchors)
+    first, second = (encode(statistics_of(v, experts)) for v in (far.first, far.second))
+    squared = sum((a - b) ** 2 for a, b in zip(first, second, strict=True))
+    assert squared == 21 * 10_000**2 // 4 == SQUARED_SENSITIVITY
+    # Along the attack's direction every number weighs what it differs by, as in the integers.
+    difference = [b - a for a, b in zip(first, second, strict=True)]
+    assert (10_000 * (far.second - far.first)).tolist() == difference
 
-    def noised(factor: float) -> Mechanism:
-        plain, noise = as_they_are(4), gaussian(factor * 4 * sensitivity)
-        return lambda x, rng: noise(plain(x, rng), rng)
 
-    accounted = Guarantee(epsilon_of(1.0, 2, 4.0, 1e-5), 1e-5, rounds=2)
-    sound = measure_statistics_epsilon(4, 8, 1, ("Gaussian", noised(1.0)), accounted)
-    assert sound.passed
-    assert 0.5 * accounted.epsilon < sound.empirical.gaussian < accounted.epsilon
-    broken = measure_statistics_epsilon(4, 8, 1, ("Gaussian", noised(0.1)), accounted)
-    assert not broken.passed
+def budget_of(epsilon: float, rounds: int) -> RunConfig:
+    return RunConfig.model_validate({"seed": 3, "privacy": {"epsilon": epsilon, "rounds": rounds}})
+
+
+# As above: with little to tell apart, much of it is lost in the uncertainty of 2,000 trials.
+@pytest.mark.parametrize(("epsilon", "rounds", "share"), [(1.0, 1, 0.5), (8, 1, 0.8), (8, 4, 0.8)])
+def test_local_noise_gives_away_no_more_than_is_accounted_and_nearly_as_much(
+    epsilon: float, rounds: int, share: float
+) -> None:
+    _, found = measure_statistics(4, 8, budget_of(epsilon, rounds))
+    assert found.accounted is not None
+    assert found.accounted.epsilon == pytest.approx(epsilon, rel=1e-3)
+    assert found.accounted.epsilon <= epsilon
+    assert found.accounted.rounds == rounds
+    assert found.passed
+    multiplier = calibrate(epsilon, 1e-5, rounds)
+    # The exact epsilon of Gaussian noise, by Balle and Wang, is a little below the accountant's.
+    exact = gaussian_epsilon(math.sqrt(rounds) / multiplier, 1e-5)
+    assert 0.8 * epsilon < exact < epsilon
+    assert share * exact < found.empirical.gaussian < exact
+    assert found.empirical.any_mechanism < exact
+
+
+def test_too_little_local_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = budget_of(8.0, 1)
+    real = noised_statistics.noise_variance
+    # A device that takes half the sensitivity adds half the noise.
+    monkeypatch.setattr(noised_statistics, "noise_variance", lambda m: max(1, real(m) // 4))
+    plain, found = measure_statistics(4, 8, config)
+    assert plain.passed
+    assert not found.passed
+    assert found.empirical.gaussian > 8.0
+    # So many trials prove no more than 5.6 of any mechanism: that bound alone would see nothing.
+    assert found.empirical.any_mechanism < 8.0
+    # One that forgets its noise altogether.
+    monkeypatch.setattr(noised_statistics, "noise_variance", lambda m: 1)
+    assert not measure_statistics(4, 8, config)[1].passed
