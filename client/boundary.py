@@ -68,10 +68,12 @@ def answer(device: Device, message_type: str, content: RecordDict) -> RecordDict
         raise ProtocolError(REASONS[Refusal.OTHER_PRIVACY], Refusal.OTHER_PRIVACY)
     if message_type == INSTALL_RELEASE:
         release, files = release_from_content(content)
-        if device.install(files) != release:
-            raise ProtocolError(REASONS[Refusal.OTHER_RELEASE], Refusal.OTHER_RELEASE)
-        device.vault.end_sessions()
-        return _let_out(device, message_type, release, "", RecordDict(), None)
+        with _answering:  # no answer about one release while another takes its place
+            if device.install(files) != release:
+                raise ProtocolError(REASONS[Refusal.OTHER_RELEASE], Refusal.OTHER_RELEASE)
+            # A server that resumes a round brings its release again, and goes on with its sum.
+            device.vault.end_sessions(but=release)
+            return _let_out(device, message_type, release, "", RecordDict(), None)
     if len(content_to_bytes(content)) > form.down_bytes:
         raise ProtocolError(REASONS[Refusal.MALFORMED_REQUEST])
     with _answering:

@@ -10,7 +10,7 @@ from client.device import Device
 from client.vault import Vault
 from shared.errors import MesofedError
 from shared.privacy import LedgerEntry, would_exceed
-from shared.protocol import REASONS, ProtocolError, Refusal
+from shared.protocol import REASONS, ROUTER_STATISTICS, ProtocolError, Refusal
 
 
 def ledger(vault: Vault) -> tuple[LedgerEntry, ...]:
@@ -39,6 +39,15 @@ def charge(device: Device, release: int, mechanism: str, noise_multiplier: float
         If the statistics of the release have left the device before.
     """
     before = ledger(device.vault)
+    if any(
+        (entry["request"], entry["release"]) == (ROUTER_STATISTICS, release)
+        for entry in device.vault.journal.entries()
+    ):
+        raise MesofedError(
+            f"Expected statistics of release {release} that have not left this device yet; they "
+            "have, without noise, in privacy mode off. No noise can take that back: ask about the "
+            "next release."
+        )
     if any(entry.release == release for entry in before):
         raise MesofedError(
             f"Expected the first question about the statistics of release {release}; they have "

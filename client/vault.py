@@ -222,9 +222,14 @@ class Vault:
         """Return the state of the secure sum of a release, or None."""
         return self._find(f"sessions/r{version}.json")
 
-    def end_sessions(self) -> None:
-        """Delete the secrets of secure sums that are over."""
-        shutil.rmtree(self.folder / "sessions", ignore_errors=True)
+    def end_sessions(self, but: int | None = None) -> None:
+        """Delete the secrets of secure sums, but for that of one release."""
+        kept = self.folder / "sessions" / f"r{but}.json"
+        for path in (self.folder / "sessions").glob("*"):
+            if path != kept:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or not empty
+            kept.parent.rmdir()
 
     # Every file goes through these.
 

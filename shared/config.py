@@ -146,7 +146,10 @@ class PrivacyConfig(Section):
     delta: float = Field(1e-5, gt=0, le=1e-2, description="below one over the number of devices")
     rounds: int = Field(0, ge=0, description="rounds that share the budget; 0: rounds.count")
     honest_share: float = Field(
-        0.67, ge=0.5, le=1, description="central: so many devices add their noise and tell nobody"
+        0.67,
+        ge=0.5,
+        le=1,
+        description="central: of those that a sum needs, so many tell nobody their noise",
     )
     minimum_devices: int = Field(
         3, ge=3, le=10_000, description="central: a device joins no smaller sum"

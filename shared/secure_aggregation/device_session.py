@@ -179,6 +179,10 @@ class DeviceSession:
             max(roster.needed, len(survivors.survived) + 1) <= survivors.total <= roster.devices
         ):
             raise ContradictionError("Expected a sum of enough devices; got too few.")
+        everyone = len(roster.neighbours) == roster.devices - 1
+        if everyone and survivors.total != len(survivors.survived) + 1:
+            # In a larger round a device has not met all, and has to take the server's word.
+            raise ContradictionError("Expected the total to be that of the survivors named.")
         cipher = self._secret("cipher key")
         opened = {
             place: self._opened(roster, cipher, place, sealed)

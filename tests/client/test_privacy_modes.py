@@ -135,6 +135,17 @@ def test_statistics_leave_once_with_one_noise_and_the_same_question_gets_the_sam
     assert len(Vault(tmp_path).journal.entries()) == 2
 
 
+def test_what_has_left_without_noise_cannot_be_asked_for_with_it(tmp_path: Path) -> None:
+    answer(device(tmp_path, PrivacyConfig(mode="off")), ROUTER_STATISTICS, statistics_request(1))
+    noised = device(tmp_path, ENOUGH)
+    with pytest.raises(MesofedError, match="without noise, in privacy mode off"):
+        answer(noised, NOISED_STATISTICS, noised_request(1, NOISE))
+    assert ledger(noised.vault) == ()
+    noised = device(tmp_path, ENOUGH, release=2)
+    answer(noised, NOISED_STATISTICS, noised_request(2, NOISE))
+    assert [entry.release for entry in ledger(noised.vault)] == [2]
+
+
 def test_a_device_stops_when_its_budget_is_spent_whatever_the_server_says(tmp_path: Path) -> None:
     noise = calibrate(8.0, 1e-5, 3)
     for release in (1, 2, 3):

@@ -133,6 +133,16 @@ def test_no_stage_is_answered_a_second_time_with_something_else(secure_round: An
     refused(lambda: device.masked(fewer, a_round.vectors[100]))
 
 
+def test_where_all_have_met_the_total_is_that_of_the_survivors_named(secure_round: Any) -> None:
+    a_round = secure_round(16).until_masked()
+    device, good = a_round.state[100], a_round.server.survivors(100)
+    assert good.total == len(good.survived) + 1 == 16
+    # Ten neighbours and the device make a sum of eleven, whatever it is called.
+    eleven = Survivors(16, good.survived[:10], tuple(sorted(good.survived[10:])))
+    refused(lambda: device.reveal(eleven))
+    assert device.reveal(good)
+
+
 def test_another_round_s_shares_open_nothing(secure_round: Any) -> None:
     """The same devices and masters in two rounds: what was sealed in one is noise in the other."""
     one, two = secure_round(5), secure_round(5, release=2)
