@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -275,12 +276,29 @@ def forget(
         raise MesofedError(f"Expected a vault in {vault}; there is none. Nothing was changed.")
     if not yes and not typer.confirm(f"Erase {vault} for good?"):
         raise MesofedError("Nothing was erased.")
-    sealed = (vault / LOCK).exists()
+    said = _erased(vault)
     with owned(Vault(vault)):
         files, size = erase(vault)
     typer.echo(f"{vault} is gone: {files} files, {size:,} bytes.")
-    if sealed:
-        typer.echo("Its key was destroyed first: no copy of these files can be read any more.")
+    typer.echo(said)
+
+
+def _erased(vault: Path) -> str:
+    """Say what is left of a vault that is about to be erased, elsewhere."""
+    from client.lock import LOCK, read_lock
+
+    if not (vault / LOCK).exists():
+        return "It was not encrypted: copies made elsewhere can be read as before."
+    try:
+        kind = read_lock(vault).kind
+    except MesofedError:
+        return "Its lock was damaged, so nobody could open it any more."
+    if kind == "keyring":
+        return "Its key was destroyed first: no copy of these files can be read any more."
+    return (
+        f"Its key was destroyed first. A copy made before, with its {LOCK}, still opens with the "
+        "passphrase: erase backups too."
+    )
 
 
 def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
@@ -342,6 +360,11 @@ def _passphrase(
                 raise MesofedError(f"Cannot read the passphrase file {file}: {error}.") from error
         if variable and os.environ.get(variable):
             return os.environ[variable]
+        if not sys.stdin.isatty():
+            raise MesofedError(
+                "Expected a passphrase, and there is no terminal to ask for it. Name a file that "
+                f"holds it{f', or set ${variable}' if variable else ''}; --help says how."
+            )
         asked: str = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=new)
         return asked
 

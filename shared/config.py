@@ -240,10 +240,11 @@ def _override(data: dict[str, Any], assignment: str) -> None:
 
 
 def _said(error: ErrorDetails) -> str:
-    unknown = error["type"] == "extra_forbidden"
-    return (
-        "there is no such setting (any run's config.toml has them all)" if unknown else error["msg"]
-    )
+    if error["type"] == "extra_forbidden":
+        return "there is no such setting (the .toml file in the folder of any run has them all)"
+    if error["type"] == "tuple_type":
+        return 'expected a list, such as \'["one","two"]\''
+    return error["msg"].removeprefix("Value error, ")
 
 
 def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:

@@ -17,6 +17,7 @@ The question is cut as for every other method, each item to ``retrieval.item_tok
 the same size and rates that was trained on the server's users with the same retrieval.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -46,6 +47,9 @@ from simulations.comparison.contender import (
 from simulations.comparison.scene import Scene
 from simulations.comparison.timing import added_milliseconds
 from simulations.comparison.traffic import Traffic, lora_bytes
+
+# It logs every index that it builds, at a level that it sets itself.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
 def nearest_items(

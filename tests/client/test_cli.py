@@ -375,7 +375,7 @@ def test_forget_erases_all_and_needs_no_passphrase(
     done = mesofed("device", "forget", sealed, "--yes")
     assert done.code == 0, done.text
     assert f"is gone: {count} files" in done.text
-    assert "Its key was destroyed first" in done.text
+    assert "still opens with the passphrase" in done.text
     assert not sealed.exists()
     assert sealed.parent.exists()
 
@@ -516,3 +516,13 @@ def test_inspect_says_what_privacy_is_left(mesofed: Any, tmp_path: Path) -> None
     assert done.code == 0, done.text
     cost = spent([LedgerEntry(1, "local", 3.0, "")] * 2, 1e-6)
     assert f"Privacy: epsilon {cost:.3f} of 6 is spent, at delta 1e-06, by 2 answers" in done.text
+
+
+def test_without_a_terminal_a_passphrase_is_not_asked_for(
+    mesofed: Any, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MESOFED_PASSPHRASE", raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    init = ("device", "init", tmp_path / "v", "--folder", texts, "--lock", "passphrase")
+    refused(mesofed(*init), "or set $MESOFED_PASSPHRASE")
+    assert not (tmp_path / "v").exists()
