@@ -248,9 +248,8 @@ def share_error_chart(found: ShareErrors, key: str) -> Markup:
             axes.annotate(
                 f"this run: {decimal(error)}",
                 (epsilon, error),
-                xytext=(0, 13),
+                xytext=(9, 7),
                 textcoords="offset points",
-                ha="center",
                 fontweight="bold",
                 annotation_clip=False,
             )

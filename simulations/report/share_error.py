@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pydantic import ValidationError
+
 from client.noised_statistics import local_vector, noised_vector
 from server.rounds import quorum_of
 from shared.config import PrivacyConfig, RunConfig
@@ -87,7 +89,7 @@ class ShareErrors:
 
 
 def share_errors(run: Run) -> ShareErrors | None:
-    """Return the errors for a run; None if it has no configuration or no statistics yet."""
+    """Return the errors for a run; None as :func:`federation_of` does."""
     federation = federation_of(run)
     return None if federation is None else _measured(federation)
 
