@@ -6,13 +6,15 @@ Shape, fill and words carry every distinction; colour only repeats them.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from simulations.report.run import Traffic
+from simulations.report.share_error import ShareErrors
 from simulations.report.summary import SHARED_ONLY, Row
 from simulations.report.svg import (
     ACCENT,
@@ -208,4 +210,64 @@ def traffic_chart(traffic: Sequence[Traffic], key: str) -> Markup:
             key,
             "Bytes down and up per device, logarithmic",
             f"Median per device: {' and '.join(described)}.",
+        )
+
+
+def share_error_chart(found: ShareErrors, key: str) -> Markup:
+    """Draw the error of a group share against epsilon, one line a mode; both axes logarithmic.
+
+    ``local`` is a full line of filled dots, ``central`` a dashed one of hollow squares, and each is
+    named at its end. A ring and an upright line mark the run's own budget.
+    """
+    looks: dict[str, dict[str, Any]] = {
+        "local": {"color": ACCENT, "marker": "o"},
+        "central": {"color": WARM, "marker": "s", "dashes": (4, 2), "markerfacecolor": PAPER},
+    }
+    with drawing(_WIDTH, 240, left=44, right=52) as (figure, axes):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        level_lines(axes)
+        for mode, points in found.lines.items():
+            epsilons, errors = zip(*points, strict=True)
+            axes.plot(epsilons, errors, markersize=5, **looks[mode])
+            axes.annotate(
+                mode,
+                (epsilons[-1], errors[-1]),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontweight="bold",
+                annotation_clip=False,
+            )
+        if found.own is not None:
+            _, epsilon, error = found.own
+            axes.axvline(epsilon, color=MUTED, linewidth=1, dashes=(3, 3), zorder=0)
+            axes.plot(
+                epsilon, error, "o", markersize=13, markerfacecolor="none", markeredgecolor=INK
+            )
+            axes.annotate(
+                f"this run: {decimal(error)}",
+                (epsilon, error),
+                xytext=(9, 7),
+                textcoords="offset points",
+                fontweight="bold",
+                annotation_clip=False,
+            )
+        ticks = [epsilon for points in found.lines.values() for epsilon, _ in points]
+        axes.set_xticks(sorted(set(ticks)), [f"{tick:g}" for tick in sorted(set(ticks))])
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
+        axes.set_xlabel("epsilon of all rounds together")
+        axes.set_title("Error of a group share ↓")
+        described = "; ".join(
+            f"{mode}: " + ", ".join(f"{decimal(error)} at epsilon {e:g}" for e, error in points)
+            for mode, points in found.lines.items()
+        )
+        own = "" if found.own is None else f" This run: {found.own[0]}, {decimal(found.own[2])}."
+        return as_markup(
+            figure,
+            key,
+            "Mean absolute error of a group share against epsilon, logarithmic",
+            f"{described}.{own}",
         )

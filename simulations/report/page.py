@@ -15,6 +15,7 @@ from simulations.report import charts, curves, wording
 from simulations.report.read import read_run
 from simulations.report.router import router_usage
 from simulations.report.run import Curve, Run
+from simulations.report.share_error import share_errors
 from simulations.report.summary import SHARED_ONLY, Row, Summary, about, summarise_run
 
 _PRIVATE_CURVE = "device"
@@ -225,6 +226,7 @@ def _environment() -> Environment:
 def render_page(run: Run, summary: Summary) -> str:
     """Return the report as HTML that needs nothing from outside."""
     traffic = [device for round_ in run.rounds for device in round_.traffic]
+    errors = share_errors(run)
     return (
         _environment()
         .get_template("page.html.j2")
@@ -239,6 +241,8 @@ def render_page(run: Run, summary: Summary) -> str:
             users=_user_tables(run, summary),
             grouped=any(device.group is not None for device in run.devices),
             router=router_usage(run),
+            share_chart=charts.share_error_chart(errors, "share-error") if errors else None,
+            share_words=wording.share_error_sentence(errors) if errors else "",
             training=_training(run),
             private=_private_training(run, summary),
             traffic=traffic,

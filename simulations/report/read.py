@@ -155,6 +155,7 @@ def _round(data: Mapping[str, Any], release: int) -> RoundStatistics:
             for d in data.get("devices") or ()
             if (use := _router(d.get("statistics"))) is not None
         },
+        mean_experts=_floats((data.get("mean") or {}).get("expert_weights") or ()),
     )
 
 

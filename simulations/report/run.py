@@ -101,7 +101,11 @@ class Traffic:
 
 @dataclass(frozen=True)
 class RoundStatistics:
-    """One round: who was asked, who answered, what it weighed, and what was sent, by node."""
+    """One round: who was asked, who answered, what it weighed, and what was sent, by node.
+
+    ``mean_experts`` holds the mean expert weights, all that is known where devices were summed;
+    empty if the round has none.
+    """
 
     release: int
     asked: int
@@ -109,6 +113,7 @@ class RoundStatistics:
     refused: tuple[tuple[str, str], ...]
     traffic: tuple[Traffic, ...]
     router: Mapping[str, RouterUse]
+    mean_experts: tuple[float, ...]
 
 
 @dataclass(frozen=True)

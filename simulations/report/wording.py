@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from shared.program import command
 from simulations.report.run import Run
+from simulations.report.share_error import ShareErrors
 from simulations.report.statistics import MIN_USERS, SIGNIFICANCE, Estimate, Gain
 from simulations.report.summary import REFERENCE, Row, Summary
 
@@ -189,6 +190,28 @@ def traffic_sentence(run: Run) -> str:
     return (
         f"Each device sent {span(ups)} and received {span(downs)}{per_round}; the release is what "
         "came down, router statistics are all that went up."
+    )
+
+
+def share_error_sentence(found: ShareErrors) -> str:
+    """Say what the chart of share errors shows, and how it was made."""
+    drawn = (
+        "noise drawn again on the devices' own statistics, through the functions that add it"
+        if found.known
+        else "drawn from the known standard deviation of the noise, around the mean that the last "
+        "round ended with"
+    )
+    own = (
+        "This run added no noise."
+        if found.own is None
+        else f"This run's own budget is epsilon {found.own[1]:g} in mode {found.own[0]}."
+    )
+    missing = "" if "central" in found.lines else " For mode central there are too few devices."
+    return (
+        f"How far differential privacy puts the estimated group shares off: the mean absolute "
+        f"error of one mean expert weight, expected over {count_of(found.devices, 'device')}, for "
+        f"a budget that is shared by {count_of(found.rounds, 'round')}; {drawn}. {own} Who knows "
+        f"nothing and takes all shares for equal is off by {decimal(found.guess)}.{missing}"
     )
 
 

@@ -126,7 +126,7 @@ def test_ids_are_unique_and_references_resolve(fake_run: Writer) -> None:
 def test_charts_follow_the_page_and_can_be_listened_to(fake_run: Writer) -> None:
     html = write_report(fake_run()).read_text(encoding="utf-8")
     charts = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(charts) == 3 + 3 * 4 + 4 + 4 + 1  # quality, gains, server, private, bytes
+    assert len(charts) == 3 + 3 * 4 + 4 + 4 + 2  # quality, gains, server, private, bytes, shares
     for chart in charts:
         assert 'role="img"' in chart
         assert "<title " in chart
