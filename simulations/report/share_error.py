@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pydantic import ValidationError
-
 from client.noised_statistics import local_vector, noised_vector
 from server.rounds import quorum_of
 from shared.config import PrivacyConfig, RunConfig

@@ -66,7 +66,7 @@ def test_the_error_is_that_of_a_gaussian_mean(known: bool, mode: str) -> None:
 
 
 def test_more_devices_and_central_noise_and_larger_budgets_are_more_exact() -> None:
-    small, large = federation(8, known=True), federation(200, known=True)
+    small, large = federation(8, known=True), federation(200, known=True, needed=100)
     assert share_error(large, "local", 8.0) < share_error(small, "local", 8.0)
     assert share_error(large, "central", 8.0) < share_error(large, "local", 8.0)
     assert share_error(large, "central", 32.0) < share_error(large, "central", 0.5)
@@ -129,14 +129,9 @@ def test_where_only_a_sum_is_known_its_mean_and_the_noise_s_deviation_are_used(
 
 
 @pytest.mark.parametrize("text", ["", "seed = ", "no_such_setting = 1\n"])
-def test_a_configuration_of_another_version_costs_no_more_than_the_chart(
+def test_a_configuration_that_says_nothing_here_costs_no_more_than_the_chart(
     fake_run: Writer, text: str
 ) -> None:
     folder = configured(fake_run(devices=1, tasks=("rating",)), text)
-    found = share_errors(read_run(folder))
-    if text:
-        assert found is None
-    else:
-        assert found is not None
-        assert set(found.lines) == {"local"}  # one device makes no sum
-    assert "How this was run" in write_report(folder).read_text(encoding="utf-8")
+    assert share_errors(read_run(folder)) is None
+    assert "under privacy" not in write_report(folder).read_text(encoding="utf-8")
