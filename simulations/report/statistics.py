@@ -5,6 +5,7 @@ Intervals show how far a mean may be off; whether a difference is called clear i
 test, since with few users a percentile interval excludes zero too easily.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,12 @@ import numpy.typing as npt
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
-FLIPS = 10_000
 MOST_ENUMERATED = 12
-"""Up to so many users that differ, all sign flips are gone through; beyond, some are drawn."""
+"""Up to so many users that differ, all sign flips are gone through; beyond, they are counted."""
+GRID = 1 << 16
+"""Differences whose flips are counted are whole multiples of at most one part in so many of their
+absolute sum, or of one part in ``GRID_PER_USER`` of their mean size, whichever is finer."""
+GRID_PER_USER = 64
 MIN_USERS = 6
 """With fewer users no two-sided sign-flip test reaches 5 % (2 / 2**5 > 0.05)."""
 
@@ -95,22 +99,25 @@ def bootstrap_mean(values: npt.ArrayLike, seed: int = 0) -> Estimate:
     return Estimate(mean, float(low), float(high), array.size)
 
 
-def sign_flip_test(differences: npt.ArrayLike, seed: int = 0) -> float:
+def sign_flip_test(differences: npt.ArrayLike) -> float:
     """Return the two-sided p-value of one paired difference per user.
 
     If a method changes nothing, a user's difference might as well have had the other sign. The
-    p-value is the share of sign flips whose sum is at least as far from zero as the true one. A
-    user without a difference is no evidence and changes nothing.
+    p-value is the share of all sign flips whose sum is at least as far from zero as the true one;
+    none is drawn by chance, so there is no least p-value but that of the flips' number. A user
+    without a difference is no evidence and changes nothing.
+
+    Beyond ``MOST_ENUMERATED`` users the differences are rounded to a grid first. The grid depends
+    on their sizes and not on their signs, so the p-value is that of an exact test all the same: of
+    the rounded differences.
 
     Parameters
     ----------
     differences : array_like, shape (users,)
         Finite.
-    seed : int
-        Of the flips that are drawn when there are too many to go through.
 
-    Source: Fisher, The Design of Experiments (1935), section 21; the 1 added to a drawn count is
-    from Phipson and Smyth, Permutation p-values should never be zero (2010).
+    Source: Fisher, The Design of Experiments (1935), section 21; counting by Streitberg and
+    Roehmel, Exact distributions for permutation and rank tests (1986).
     """
     array = np.asarray(differences, dtype=np.float64)
     if array.ndim != 1:
@@ -118,17 +125,46 @@ def sign_flip_test(differences: npt.ArrayLike, seed: int = 0) -> float:
     moved = array[np.abs(array) > _ROUNDING]  # (moved,)
     if moved.size == 0:
         return 1.0
-    least = abs(moved.sum()) - _ROUNDING * np.abs(moved).sum()
     if moved.size <= MOST_ENUMERATED:
+        least = abs(moved.sum()) - _ROUNDING * np.abs(moved).sum()
         places = np.arange(2**moved.size)[:, None]  # (flips, 1)
         signs = 1 - 2 * (places >> np.arange(moved.size) & 1)  # (flips, moved)
         return float(np.mean(np.abs(signs @ moved) >= least))
-    rng = np.random.default_rng(seed)
-    count = 0
-    for _ in range(FLIPS // _CHUNK):
-        signs = 1 - 2 * rng.integers(2, size=(_CHUNK, moved.size))  # (chunk, moved)
-        count += int(np.count_nonzero(np.abs(signs @ moved) >= least))
-    return (count + 1) / (FLIPS + 1)
+    return _counted(_on_a_grid(moved))
+
+
+def _on_a_grid(moved: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return differences, (moved,), as whole multiples of a step that no sign changes."""
+    sizes = np.abs(moved)
+    finest = sizes.sum() / max(GRID, GRID_PER_USER * moved.size)
+    # Scores of few queries are multiples of one step; as multiples of it they keep their ties.
+    smallest = sizes.min()
+    step = smallest / math.ceil(smallest / finest) if smallest > finest else finest
+    units: npt.NDArray[np.int64] = np.rint(moved / step).astype(np.int64)
+    return units
+
+
+def _counted(units: npt.NDArray[np.int64]) -> float:
+    """Return the two-sided p-value of whole differences, (moved,), over all their sign flips.
+
+    A sum of flipped differences is A - 2 F: their absolute sum less twice what is flipped. So the
+    sums from T = |sum| on are those with F at most K = (A - T) / 2, and each of the differences is
+    in F or is not. Hand-worked: 3, 2, -1 has A = 6, T = 4, K = 1; of the eight subsets of
+    {3, 2, 1} two have a sum up to 1, {} and {1}; both sides together make p = 4 / 8.
+    """
+    total = abs(int(units.sum()))
+    if total == 0:
+        return 1.0
+    sizes = np.abs(units)
+    most = (int(sizes.sum()) - total) // 2  # A and T are both odd or both even
+    share = np.zeros(most + 1)  # share[f] of the flips so far have F = f
+    share[0] = 1.0
+    for size in sizes.tolist():
+        flipped = share[: max(0, most + 1 - size)] / 2
+        share /= 2
+        share[size:] += flipped
+    # More users than a float has binary digits for may leave nothing; the true flips are there.
+    return float(max(min(1.0, 2 * share.sum()), np.finfo(np.float64).tiny))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -161,6 +197,6 @@ def paired_gain(
     ours = np.array([method[user] for user in users])  # (users,)
     theirs = np.array([reference[user] for user in users])  # (users,)
     difference = ours - theirs if higher_is_better else theirs - ours
-    p = sign_flip_test(difference, seed)
+    p = sign_flip_test(difference)
     estimate = bootstrap_mean(difference, seed)
     return Gain(estimate, float(ours.mean()), float(theirs.mean()), p, p)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import permutation_test
+from scipy.stats import binomtest, norm, permutation_test, wilcoxon
 
 from simulations.report.statistics import SIGNIFICANCE, holm, paired_gain, sign_flip_test
 
@@ -49,17 +49,58 @@ def test_enumeration_agrees_with_scipy(differences: list[int]) -> None:
     assert sign_flip_test(ours) == pytest.approx(truth.pvalue)
 
 
-def test_drawn_flips_agree_with_enumeration() -> None:
-    # 13 users that differ are drawn; their exact p-value by going through all 8192 flips here.
-    differences = np.random.default_rng(5).normal(0.5, 1.0, size=13)
-    sums = [abs(np.dot(signs, differences)) for signs in product((1, -1), repeat=13)]
-    exact = np.mean(np.array(sums) >= abs(differences.sum()) - 1e-12)
-    drawn = sign_flip_test(differences)
-    assert drawn == pytest.approx(exact, abs=4 * np.sqrt(exact / 10_000))
-    assert drawn == sign_flip_test(differences)
-    assert drawn != exact
-    # No draw of 10,000 flips all of 40 users alike: only the 1 that is added remains.
-    assert sign_flip_test(np.ones(40)) == 1 / 10_001
+def enumerated(differences: np.ndarray) -> float:
+    signs = np.array(list(product((1, -1), repeat=len(differences))))
+    least = abs(differences.sum()) - 1e-9
+    return float(np.mean(np.abs(signs @ differences) >= least))
+
+
+@pytest.mark.parametrize("users", [13, 14, 16])
+@pytest.mark.parametrize("mean", [0.0, 0.3, 1.0])
+def test_counted_flips_agree_with_enumeration(users: int, mean: float) -> None:
+    # Beyond 12 users that differ flips are counted, not gone through; here they are.
+    rng = np.random.default_rng(users)
+    differences = rng.normal(mean, 1.0, size=users)
+    # Numbers without ties may change places with their neighbours on the grid.
+    assert sign_flip_test(differences) == pytest.approx(enumerated(differences), rel=0.01)
+    # Scores of four queries have many ties, and the grid keeps every one.
+    quarters = rng.integers(-2, 4, size=users) / 4
+    assert sign_flip_test(quarters) == pytest.approx(enumerated(quarters), rel=1e-12)
+
+
+@pytest.mark.parametrize("better", [31, 45, 59, 60])
+def test_equal_differences_are_a_sign_test(better: int) -> None:
+    differences = np.where(np.arange(60) < better, 0.05, -0.05)
+    assert sign_flip_test(differences) == pytest.approx(binomtest(better, 60).pvalue, rel=1e-9)
+
+
+@given(st.lists(st.booleans(), min_size=13, max_size=50))
+def test_ranks_are_the_exact_signed_rank_test(better: list[bool]) -> None:
+    differences = np.arange(1, len(better) + 1) * np.where(better, 1, -1) / 7
+    truth = wilcoxon(differences, method="exact").pvalue
+    assert sign_flip_test(differences) == pytest.approx(truth, rel=1e-9)
+
+
+def test_a_clear_gain_stays_clear_among_any_number_of_comparisons() -> None:
+    # All of 40 users gain: one in 2**39 flips, where 10,000 drawn ones could tell no less than
+    # 1 in 10,001, which no table of more than 500 comparisons calls clear.
+    gain = sign_flip_test(np.linspace(0.5, 1.0, 40))
+    assert gain == pytest.approx(2 / 2**40)
+    others = [sign_flip_test(np.resize([1.0, -1.0], 40 - i % 3)) for i in range(600)]
+    assert holm([gain, *others])[0] == pytest.approx(601 * gain)
+    assert sum(p < SIGNIFICANCE for p in holm([gain, *others])) == 1
+
+
+def test_a_crowd_of_users_is_counted_too() -> None:
+    differences = np.random.default_rng(3).normal(0.1, 1.0, size=900)
+    spread = np.linalg.norm(differences)
+    z = abs(differences.sum()) / spread
+    # Edgeworth: signs have no skewness, and a fourth cumulant of -2.
+    fourth = -2 * np.sum(differences**4) / spread**4
+    tail = norm.sf(z) + norm.pdf(z) * fourth / 24 * (z**3 - 3 * z)
+    assert sign_flip_test(differences) == pytest.approx(2 * tail, rel=0.01)
+    # 2 / 2**2000 is no number of a computer's; a p-value is never zero all the same.
+    assert 0 < sign_flip_test(np.ones(2000)) < 1e-300
 
 
 def test_of_all_signs_of_six_users_no_more_than_five_percent_are_called_clear() -> None:
