@@ -13,9 +13,11 @@ from simulations.audit.bank_price import Price, measure_price
 from simulations.audit.egress import Egress, measure_egress
 from simulations.audit.federations import Ground, lay_ground, run_people
 from simulations.audit.inference import measure_inference, release_of
+from simulations.audit.sent_statistics import Seen, look_at
 from simulations.audit.statistics_mechanism import StatisticsEpsilon, measure_statistics
 from simulations.benchmarks.machine import describe_machine
 from simulations.benchmarks.measurement import Settings
+from simulations.report.wording import count_of
 
 FILE = "audit.json"
 
@@ -37,6 +39,8 @@ class Audit:
         Our federation first, then the contrasts.
     statistics : (StatisticsEpsilon, StatisticsEpsilon)
         The router statistics as they are, and under local noise.
+    seen : Seen
+        What the server sees of the devices' statistics in the configured privacy mode.
     attacks : tuple of Attack
     price : Price
     bank_privacy : dict or None
@@ -53,6 +57,7 @@ class Audit:
     seconds: float
     egress: tuple[Egress, ...]
     statistics: tuple[StatisticsEpsilon, StatisticsEpsilon]
+    seen: Seen
     attacks: tuple[Attack, ...]
     price: Price
     bank_privacy: dict[str, Any] | None
@@ -70,6 +75,13 @@ class Audit:
             elif egress.finds and not egress.contrast:
                 kinds = ", ".join(sorted({find.kind for find in egress.finds}))
                 found.append(f"canaries left the devices: {kinds}")
+            elif egress.never_run:
+                found.append(f"faults that were never run: {'; '.join(egress.never_run)}")
+            elif egress.honest_failed:
+                found.append(
+                    f"{count_of(egress.honest_failed, 'device')} without a fault did not answer "
+                    "everything, so it is not known that the guard stopped the others' faults"
+                )
             elif not egress.passed:
                 found.append(
                     f"only {egress.held_back} of {len(egress.faults)} faulty devices were stopped"
@@ -79,7 +91,7 @@ class Audit:
             for attacked in self.statistics
             if not attacked.passed
         ]
-        return tuple(found)
+        return (*found, *self.seen.failures)
 
 
 def run_audit(config: RunConfig, folder: Path, command: list[str]) -> Audit:
@@ -113,6 +125,7 @@ def run_audit(config: RunConfig, folder: Path, command: list[str]) -> Audit:
         machine=machine,
         egress=egress,
         statistics=statistics,
+        seen=look_at(run, len(ground.devices), ground.config.privacy.mode),
         attacks=measure_inference(ground, run),
         price=measure_price(ground, release),
         bank_privacy=_bank_privacy(ground),

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -74,8 +75,13 @@ def _audit(
     console.print(render_audit(found))
     page = write_page(found, folder).resolve()
     console.print(f"\nPage: {page}", soft_wrap=True, highlight=False, markup=False)
-    console.print(
-        f"Next: {next_step(found, str(folder))}", soft_wrap=True, highlight=False, markup=False
-    )
+    step = next_step(found, str(folder), said(config, assignments or ()))
+    console.print(f"Next: {step}", soft_wrap=True, highlight=False, markup=False)
     if found.failures:
         raise typer.Exit(FAILED)
+
+
+def said(config: Path | None, assignments: Sequence[str]) -> list[str]:
+    """Return the arguments by which another call is about the same, but for its folder."""
+    file = [] if config is None else [str(config)]
+    return [*file, *(word for one in assignments for word in ("--set", one))]

@@ -19,6 +19,7 @@ from shared.corpus.load import load_corpus
 from shared.corpus.split import split_users
 from shared.errors import MesofedError
 from shared.run_settings import keys_folder
+from shared.secure_aggregation.graph import FEWEST_DEVICES
 from simulations.audit.people import Halved, halved
 from simulations.local_grid import run_local
 
@@ -34,7 +35,8 @@ class Ground:
     Attributes
     ----------
     config : RunConfig
-        One round; a quorum that faulty devices cannot spoil.
+        One round of those that share the privacy budget; a quorum and a least secure sum that
+        faulty devices cannot spoil.
     folder : Path
         Holds a folder for each federation.
     base : BaseModel
@@ -77,6 +79,9 @@ def lay_ground(config: RunConfig, folder: Path) -> Ground:
         update={
             "methods": (UPLOADED,),
             "rounds": config.rounds.model_copy(update={"count": 1, "quorum": 1e-6}),
+            "privacy": config.privacy.model_copy(
+                update={"rounds": config.budget_rounds, "minimum_devices": FEWEST_DEVICES}
+            ),
         }
     )
     corpus = load_corpus(config.corpus, config.seed)
@@ -102,9 +107,14 @@ def found(ground: Ground, name: str, methods: Sequence[str], devices: int) -> Pa
     return run
 
 
+def vault_folder_of(run: Path, device: int) -> Path:
+    """Return where a device's vault lies in a run's folder."""
+    return run / "vaults" / f"{device:04d}"
+
+
 def vault_of(ground: Ground, run: Path, device: int) -> Vault:
     """Return a device's vault, which trusts the server."""
-    vault = Vault(run / "vaults" / f"{device:04d}", pool=run / "pool")
+    vault = Vault(vault_folder_of(run, device), pool=run / "pool")
     vault.trust(signer(keys_folder(ground.config, ground.server_run)).public)
     return vault
 

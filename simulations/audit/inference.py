@@ -1,6 +1,6 @@
 """Membership and attribute inference: what the server, or anyone with a release, can infer.
 
-from router statistics   whose history it is; which group
+from router statistics   whose history it is; which group. In mode central none reach the server
 from a release           what an anchor's meta-LoRA and the population LoRA were trained on
 from uploaded user LoRAs what they were trained on; which group. No device of Mesofed uploads one
 """
@@ -19,7 +19,7 @@ from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
 from simulations.audit.attack import Attack, Scored, judge
 from simulations.audit.bank_price import BANK, KNOWN_ANCHOR, TRAINED_ON, anchors_of
-from simulations.audit.federations import UPLOADED, Ground
+from simulations.audit.federations import UPLOADED, Ground, vault_folder_of
 from simulations.audit.likelihood import gains, membership_by_likelihood, samples_of
 from simulations.audit.people import Halved
 from simulations.audit.seen_statistics import (
@@ -27,9 +27,9 @@ from simulations.audit.seen_statistics import (
     group_by_statistics,
     linkage,
     other_groups,
-    sent_statistics,
     with_groups,
 )
+from simulations.audit.sent_statistics import sent_vectors
 
 SAMPLES_OF_A_GROUP = 8
 """Items by which a group is known to the attacker on uploaded LoRAs."""
@@ -61,8 +61,10 @@ def measure_inference(ground: Ground, run: Path) -> tuple[Attack, ...]:
 
 
 def _on_statistics(ground: Ground, run: Path, release: Release) -> list[Attack]:
+    if ground.config.privacy.mode == "central":
+        return []  # there is the sum alone, and of a single device nothing to attack
     seed, people = ground.config.seed, ground.devices
-    seen = sent_statistics(run, len(people))
+    seen = sent_vectors(run, len(people))
     whole, other = (
         [expected_statistics(ground.base, release, items) for items in histories]
         for histories in ([p.given.history for p in people], [p.kept for p in people])
@@ -71,15 +73,14 @@ def _on_statistics(ground: Ground, run: Path, release: Release) -> list[Attack]:
         judge(
             STATISTICS,
             WHOSE,
-            "base model, release, the very history of the candidate; the other choice is another "
-            "device user's",
+            "base model, release, the very histories of all device users",
             linkage(seen, whole, seed),
             seed,
         ),
         judge(
             STATISTICS,
             WHOSE,
-            "base model, release, as many other items of the candidate, none that the device has",
+            "base model, release, as many other items of each device user, none that a device has",
             linkage(seen, other, seed),
             seed,
         ),
@@ -193,7 +194,7 @@ def _groups_by_uploads(
 
 
 def _user_lora(run: Path, device: int) -> Lora:
-    found = Vault(run / "vaults" / f"{device:04d}").load_private(1, UPLOADED)
+    found = Vault(vault_folder_of(run, device)).load_private(1, UPLOADED)
     if found is None:
         raise RuntimeError(f"device {device} in {run} has trained no user LoRA")
     return Lora.from_tensors({k: v for k, v in found[0].items() if k != "weights"})

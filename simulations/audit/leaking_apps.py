@@ -10,17 +10,20 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.app import install_release, router_statistics
+from client import app as honest_app
 from client.egress import egress_guard
 from client.simulated import ask_simulated, open_simulated
 from client.vault import Vault
 from shared.errors import MesofedError
-from shared.protocol import INSTALL_RELEASE, ROUTER_STATISTICS, ProtocolError, Refusal
+from shared.protocol import ProtocolError, Refusal
 from shared.run_settings import partition, vault_folder
+from shared.wire import MESSAGES
 
 Fault = Callable[[Message, Message, Vault], Message]
 """What a faulty handler makes of request, honest reply and vault."""
 Handler = Callable[[Message, Context], Message]
+Tried = tuple[str, str]
+"""Type of the request, and the fault in the handler that answers it."""
 
 
 def secret_words(vault: Vault) -> str:
@@ -65,6 +68,13 @@ def _adds(request: Message, reply: Message, vault: Vault) -> Message:
     return reply
 
 
+def _writes(request: Message, reply: Message, vault: Vault) -> Message:
+    (record,) = reply.content.values()  # metrics and settings alike may be a list of numbers
+    numbers = [array.numpy().flatten() for array in user_loras(vault).values()]
+    record["more"] = np.concatenate(numbers).astype(float).tolist()
+    return reply
+
+
 def _tells_in_an_error(request: Message, reply: Message, vault: Vault) -> Message:
     return Message(Error(1, secret_words(vault)), reply_to=request)
 
@@ -80,33 +90,54 @@ FAULTS: dict[str, Fault] = {
     ),
     "adds the user LoRA to the reply": _adds,
     "tells it in an error reply": _tells_in_an_error,
+    "writes the user LoRA into the reply's record": _writes,
 }
+"""What faulty handlers do; the last needs an answer that has a record."""
+OF_EVERY_REQUEST = ("raises an exception", "adds the user LoRA to the reply")
+OF_EVERY_RECORD = "writes the user LoRA into the reply's record"
 
 
-TRIED: tuple[tuple[str, str], ...] = (
-    (INSTALL_RELEASE, "raises an exception"),
-    (INSTALL_RELEASE, "replies with the user LoRA"),
-    *((ROUTER_STATISTICS, fault) for fault in FAULTS),
-)
-"""Request and fault: each device with a fault has one of these."""
+def tried(mode: str) -> tuple[Tried, ...]:
+    """Return what faulty devices try in a privacy mode, one thing a device.
+
+    Every message that a device answers in the mode is tried, by an exception and by what its own
+    form has to refuse; the first one that is about the statistics by every fault there is.
+    """
+    install, first, *later = (message for message in MESSAGES if mode in message.modes)
+    return (
+        *((install.type, fault) for fault in OF_EVERY_REQUEST),
+        *((first.type, fault) for fault in FAULTS),
+        *((m.type, fault) for m in later for fault in (*OF_EVERY_REQUEST, OF_EVERY_RECORD)),
+    )
 
 
-def guarded_app(faults: Mapping[int, tuple[str, str]]) -> ClientApp:
-    """Return Mesofed's ClientApp, with handlers that leak on some devices, by partition."""
+def guarded_app(faults: Mapping[int, Tried], ran: set[tuple[int, str]]) -> ClientApp:
+    """Return Mesofed's ClientApp, with handlers that leak on some devices.
+
+    Parameters
+    ----------
+    faults : mapping of int to (str, str)
+        By partition.
+    ran : set of (int, str)
+        Takes partition and request of each fault that is run, once the honest handler has
+        answered: a fault that was never run was not stopped by anybody.
+    """
     app = ClientApp(mods=[egress_guard])
 
     def handled(honest: Handler) -> Handler:
         def handler(message: Message, context: Context) -> Message:
-            reply = honest(message, context)
-            request, fault = faults.get(partition(context), ("", ""))
+            reply, device = honest(message, context), partition(context)
+            request, fault = faults.get(device, ("", ""))
             if request != message.metadata.message_type:
                 return reply
+            ran.add((device, request))
             return FAULTS[fault](message, reply, Vault(vault_folder(context)))
 
         return handler
 
-    app.train("install_release")(handled(install_release))
-    app.query("router_statistics")(handled(router_statistics))
+    for message in MESSAGES:
+        action, name = message.type.split(".")
+        getattr(app, action)(name)(handled(getattr(honest_app, name)))
     return app
 
 

@@ -1,67 +1,52 @@
 """Attacks on router statistics: whose they are, and of which group.
 
 The attacker is the server: it knows base model and release, so it computes for any text that it
-knows what a device with that history would send, and compares.
+knows what a device with that history would send, and compares. A candidate scores by how much
+farther off it is than the nearest one: the distance that noise puts between what a device has sent
+and all candidates alike says nothing of any of them.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from client.personalize import route
-from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.corpus.user import ProfileItem
 from shared.embedding import embed_user
-from shared.protocol import RouterStatistics, as_sent
+from shared.protocol import RouterStatistics
 from shared.release import Release
 from shared.routing import normalised_entropy
 from shared.seeding import derive_seed
+from shared.statistic_vector import UNITS, encode
 from simulations.audit.attack import Scored, Scores
 from simulations.audit.people import Halved
-
-
-def sent_statistics(run: Path, devices: int) -> list[Scores]:
-    """Return what each device of a federation has sent for release 1, as one vector a device."""
-    found = [Vault(run / "vaults" / f"{device:04d}").statistics(1) for device in range(devices)]
-    if None in found:
-        raise RuntimeError(f"a device in {run} has sent no statistics")
-    return [
-        np.array(
-            [
-                *sent["expert_weights"],
-                *sent["anchor_weights"],
-                sent["best_similarity"],
-                sent["entropy"],
-            ]
-        )
-        for sent in found
-        if sent is not None
-    ]
 
 
 def expected_statistics(
     base: BaseModel, release: Release, history: Sequence[ProfileItem]
 ) -> Scores:
-    """Return what a device with this history would send, before any noise."""
+    """Return what a device with this history would send, before any noise.
+
+    Returns
+    -------
+    ndarray, (E + M + 2,)
+        As ``statistic_vector.encode`` has it, over ``UNITS``: noise falls on all numbers alike.
+    """
     with base.lock:
         routing = route(release, embed_user(base, history))
     anchors = torch.zeros(len(release.bank))
     anchors[list(routing.retrieval.anchors)] = torch.tensor(routing.retrieval.weights)
-    sent = as_sent(
-        RouterStatistics(
-            release.version,
-            tuple(routing.experts.tolist()),
-            tuple(anchors.tolist()),
-            max(routing.retrieval.similarities),
-            normalised_entropy(routing.experts).item(),
-        )
+    statistics = RouterStatistics(
+        release.version,
+        tuple(routing.experts.tolist()),
+        tuple(anchors.tolist()),
+        max(routing.retrieval.similarities),
+        normalised_entropy(routing.experts).item(),
     )
-    return np.array(
-        [*sent.expert_weights, *sent.anchor_weights, sent.best_similarity, sent.entropy]
-    )
+    vector: Scores = np.array(encode(statistics)) / UNITS
+    return vector
 
 
 def linkage(seen: Sequence[Scores], expected: Sequence[Scores], seed: int) -> list[Scored]:
@@ -75,12 +60,10 @@ def linkage(seen: Sequence[Scores], expected: Sequence[Scores], seed: int) -> li
         What the attacker expects of each candidate; candidate d is the person of device d.
     """
     others = derangement(len(seen), seed)
+    scores = [_scores(sent, expected) for sent in seen]
     return [
-        Scored(
-            np.array([_closeness(sent, expected[device])]),
-            np.array([_closeness(sent, expected[other])]),
-        )
-        for device, (sent, other) in enumerate(zip(seen, others, strict=True))
+        Scored(np.array([own[device]]), np.array([own[other]]))
+        for device, (own, other) in enumerate(zip(scores, others, strict=True))
     ]
 
 
@@ -99,16 +82,13 @@ def group_by_statistics(
     known : sequence of (ndarray, int)
         Expected statistics and group of people whom the attacker knows.
     """
-    centres = {
-        group: np.mean([vector for vector, own in known if own == group], axis=0)
-        for group in sorted({group for _, group in known})
-    }
+    names = sorted({group for _, group in known})
+    centres = [np.mean([vector for vector, own in known if own == g], axis=0) for g in names]
+    scores = [dict(zip(names, _scores(sent, centres), strict=True)) for sent in seen]
     return [
-        Scored(
-            np.array([_closeness(sent, centres[own])]), np.array([_closeness(sent, centres[other])])
-        )
-        for sent, own, other in zip(
-            seen, groups, other_groups(groups, sorted(centres), seed), strict=True
+        Scored(np.array([by_group[own]]), np.array([by_group[other]]))
+        for by_group, own, other in zip(
+            scores, groups, other_groups(groups, names, seed), strict=True
         )
     ]
 
@@ -132,5 +112,11 @@ def with_groups(people: Sequence[Halved]) -> bool:
     return None not in groups and len(groups) > 1
 
 
-def _closeness(one: Scores, other: Scores) -> float:
-    return -float(np.linalg.norm(one - other))
+def _scores(sent: Scores, candidates: Sequence[Scores]) -> Scores:
+    """Return how much less likely each candidate is than the likeliest, (candidates,).
+
+    Under Gaussian noise this is the log-likelihood ratio, but for a factor that all share.
+    """
+    distances = ((np.stack(candidates) - sent) ** 2).sum(axis=1)
+    scores: Scores = distances.min() - distances
+    return scores

@@ -90,7 +90,10 @@ def _attacks(audit: Audit) -> Group:
             attack.knows,
             wording.auc(attack),
         )
-    return printed
+    about = [wording.seen(audit)]
+    if audit.seen.sum is not None:
+        about.append(wording.seen_sum(audit.seen.sum))
+    return Group(printed, *(Text(line) for line in about))
 
 
 def _price(audit: Audit) -> Group:

@@ -8,16 +8,44 @@ files      names and contents in the run's folder, but for the vaults, which are
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from shared.flower_internals import message_to_bytes
+from shared.protocol import REASONS
 from simulations.local_grid import LocalGrid, run_config_of
 
 DEVICE_SIDE = ("vaults", "pool")
 """What of a simulation's run folder lies on the devices: no server has it."""
+
+
+Kind = Literal["answer", "refusal", "error"]
+
+
+@dataclass(frozen=True)
+class Left:
+    """One reply that left a device.
+
+    Attributes
+    ----------
+    device : int
+        Partition, from 0.
+    request : str
+        Message type.
+    kind : str
+        An answer with content, a refusal in the protocol's own words, or any other error.
+    data : bytes
+        As it crossed the wire.
+    """
+
+    device: int
+    request: str
+    kind: Kind
+    data: bytes
 
 
 class TappedGrid(LocalGrid):
@@ -25,17 +53,22 @@ class TappedGrid(LocalGrid):
 
     Attributes
     ----------
-    left : list of bytes
+    left : list of Left
         Every reply, in the order in which they left.
     """
 
     def __init__(self, client_app: ClientApp, devices: int, run_dir: Path) -> None:
         super().__init__(client_app, devices, run_config_of(run_dir))
-        self.left: list[bytes] = []
+        self.left: list[Left] = []
 
     def _answer(self, request: Message, node: int) -> Message:
         reply = super()._answer(request, node)
-        self.left.append(message_to_bytes(reply))
+        kind: Kind = "answer"
+        if reply.has_error():
+            own = REASONS.get(reply.error.code) == reply.error.reason  # type: ignore[call-overload]
+            kind = "refusal" if own else "error"
+        request_type = request.metadata.message_type
+        self.left.append(Left(node - 1, request_type, kind, message_to_bytes(reply)))
         return reply
 
 

@@ -1,16 +1,19 @@
 """What an audit found, in words: the same for terminal and page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared.program import command
 from simulations.audit.attack import Attack
 from simulations.audit.audit import Audit
 from simulations.audit.bank_price import BankPrice
 from simulations.audit.egress import Egress
+from simulations.audit.sent_statistics import SeenSum
 from simulations.audit.statistics_mechanism import StatisticsEpsilon
 from simulations.report.statistics import Estimate
 from simulations.report.wording import byte_size, count_of, decimal, interval
 
+BANK_BUDGET = "bank.dp_epsilon"
 FEDERATIONS = {
     "mesofed": "Mesofed, most devices with handlers that leak behind the guard",
     "uploads": "contrast: devices upload user LoRAs",
@@ -85,6 +88,35 @@ def proved(statistics: StatisticsEpsilon) -> str:
     return text
 
 
+def seen(audit: Audit) -> str:
+    """Say what the server sees of the devices' statistics: what there is to attack."""
+    found = audit.seen
+    if found.mode == "off":
+        return f"The server sees the router statistics of each of {found.devices} devices."
+    if found.mode == "local":
+        return (
+            f"The server sees the router statistics of each of {found.devices} devices under noise "
+            "of the device's own; the attacks are on what was sent, with the noise."
+        )
+    return (
+        "Router statistics of a single device: none to attack. In privacy.mode central the server "
+        f"sees the noised sum over {count_of(found.devices, 'device')} and nothing else of them; "
+        f"in what the devices sent, {found.single or 'none'} could be read by itself."
+    )
+
+
+def seen_sum(found: SeenSum) -> str:
+    """Say what the server reads off a secure sum, beside the truth."""
+    truth = ", ".join(decimal(weight, 2) for weight in found.true_expert_weights)
+    if found.expert_weights is None:
+        return f"The sum told nothing. Mean expert weights of the devices: {truth}."
+    shown = ", ".join(decimal(weight, 2) for weight in found.expert_weights)
+    return (
+        f"Seen instead: mean expert weights {shown}, from the sum. In truth they are {truth}; the "
+        f"noise on each has standard deviation {decimal(found.noise_of_mean, 2)}."
+    )
+
+
 def auc(attack: Attack) -> str:
     """Return an area with its interval."""
     return f"{decimal(attack.auc, 2)} [{decimal(attack.low, 2)}, {decimal(attack.high, 2)}]"
@@ -122,10 +154,17 @@ def bank_guarantee(privacy: Mapping[str, Any] | None) -> str:
     )
 
 
-def next_step(audit: Audit, folder: str) -> str:
-    """Return the one thing to do now."""
+def next_step(audit: Audit, folder: str, given: Sequence[str]) -> str:
+    """Return the one thing to do now.
+
+    Parameters
+    ----------
+    given : sequence of str
+        Arguments that said what to audit: a further audit is of the same.
+    """
     if audit.failures:
         return f"look up the failed lines in {folder}/audit.json, and do not deploy before"
     if audit.bank_privacy is None:
-        return "see what a private bank costs your people: mesofed audit --set bank.dp_epsilon=8"
+        again = command("audit", *given, "--set", f"{BANK_BUDGET}=8")
+        return f"see what a private bank costs your people: {again}"
     return f"keep {folder}/audit.json beside the release, to compare later ones with it"

@@ -1,5 +1,9 @@
 """One small audit on the tiny model, made once."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,35 @@ def ground(audit_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def people_run(ground: Ground) -> Path:
+def grounds(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ground]:
+    """The same ground in any privacy mode: releases know nothing of it. Each mode has a folder."""
+
+    @cache
+    def in_mode(mode: str) -> Ground:
+        folder = tmp_path_factory.mktemp(mode)
+        shutil.copytree(ground.server_run, folder / "server")
+        privacy = ground.config.privacy.model_copy(update={"mode": mode})
+        config = ground.config.model_copy(update={"privacy": privacy})
+        return replace(ground, config=config, folder=folder)
+
+    return in_mode
+
+
+@pytest.fixture(scope="session")
+def people_runs(grounds: Callable[[str], Ground]) -> Callable[[str], Path]:
+    """The run of all people in any privacy mode."""
     from simulations.audit.federations import run_people
 
-    return run_people(ground)
+    return cache(lambda mode: run_people(grounds(mode)))
+
+
+@pytest.fixture
+def own_ground(grounds: Callable[[str], Ground], tmp_path: Path) -> Callable[[str], Ground]:
+    """A ground whose federations lie in another folder than other tests'."""
+
+    def make(mode: str) -> Ground:
+        ground = grounds(mode)
+        (tmp_path / "server").symlink_to(ground.server_run)
+        return replace(ground, folder=tmp_path)
+
+    return make

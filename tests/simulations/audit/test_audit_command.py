@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from simulations.audit import leaking_apps
+from simulations.audit.cli import said
 from simulations.audit.statistics_mechanism import EmpiricalEpsilon, Guarantee, StatisticsEpsilon
 from simulations.audit.wording import accounted, proved
 
@@ -101,6 +103,52 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
     again = audit()
     assert again.code == 1
     assert "holds an audit already" in again.text
+
+
+@pytest.mark.parametrize("mode", ["local", "central"])
+def test_an_audit_of_noised_statistics_says_what_the_server_sees(
+    audit: Callable[..., Any], tmp_path: Path, mode: str
+) -> None:
+    outcome = audit("--set", f"privacy.mode={mode}")
+    assert outcome.code == 0, outcome.text
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text(encoding="utf-8"))
+    page = (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
+    ours = found["egress"][0]
+    assert found["passed"]
+    assert ours["held_back"] == len(ours["faults"]) == (11 if mode == "local" else 20)
+    assert (ours["never_run"], ours["honest_failed"], ours["finds"]) == ([], 0, [])
+    seen, targets = found["seen"], [attack["target"] for attack in found["attacks"]]
+    shown = [" ".join(text.split()) for text in (outcome.text, page)]
+    if mode == "local":
+        assert (seen["single"], seen["bare"], seen["sum"]) == (5, 0, None)
+        assert targets.count("router statistics") >= 2
+        assert all("the attacks are on what was sent, with the noise" in text for text in shown)
+    else:
+        assert (seen["single"], seen["bare"], seen["sum"]["devices"]) == (0, 0, 5)
+        assert "router statistics" not in targets
+        weights = ", ".join(f"{weight:.2f}" for weight in seen["sum"]["expert_weights"])
+        for text in shown:
+            assert "Router statistics of a single device: none to attack." in text
+            assert f"Seen instead: mean expert weights {weights}, from the sum." in text
+    lines = [line for line in outcome.out.splitlines() if not line.startswith(("Page:", "Next:"))]
+    assert max(map(len, lines)) <= 100
+    (step,) = re.findall(r"Next: .+: (.+)", outcome.out)
+    program, *words = shlex.split(step)
+    assert program.endswith("mesofed")
+    # Everything that was said of what to audit, and not the folder, which is taken.
+    mode_said = ["--set", f"privacy.mode={mode}"]
+    assert words == ["audit", *ARGUMENTS, *mode_said, "--set", "bank.dp_epsilon=8"]
+
+
+def test_the_next_audit_is_of_the_same_file() -> None:
+    assert said(Path("my runs/config.toml"), ["seed=2", "corpus.path=a b"]) == [
+        "my runs/config.toml",
+        "--set",
+        "seed=2",
+        "--set",
+        "corpus.path=a b",
+    ]
+    assert said(None, []) == []
 
 
 def open_door(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -1,5 +1,6 @@
 """Canaries are where they were planted, each device's its own, and trained values are read back."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,10 @@ def test_every_device_and_place_has_a_canary_of_its_own(ground: Ground) -> None:
     assert all(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_what_a_device_learned_is_read_back(ground: Ground, people_run: Path) -> None:
-    (embedding,) = learned(Vault(people_run / "vaults" / "0000"), 0)
+def test_what_a_device_learned_is_read_back(
+    ground: Ground, people_runs: Callable[[str], Path]
+) -> None:
+    (embedding,) = learned(Vault(people_runs("off") / "vaults" / "0000"), 0)
     # The user LoRA is trained under the planted method's name here, so the embedding is all.
     assert (embedding.kind, embedding.planted) == ("embedding", False)
     assert embedding.values is not None
