@@ -38,10 +38,10 @@ def guarantee(audit: Audit) -> str:
     mode, given = audit.config.privacy.mode, audit.statistics[1].accounted
     if mode == "off" or given is None:
         return "Their statistics carry no guarantee of differential privacy: privacy.mode is off"
-    seen = "statistics are" if mode == "local" else "sum of statistics is, which nobody attacked,"
+    what = "Their statistics are" if mode == "local" else "The sum of their statistics is"
     return (
-        f"Their {seen} ({given.epsilon:.2g}, {given.delta:g})-differentially private by the "
-        "accountant"
+        f"{what} ({given.epsilon:.2g}, {given.delta:g})-differentially private by the accountant"
+        f"{'' if mode == 'local' else '; nobody attacked the sum'}"
     )
 
 
