@@ -12,10 +12,12 @@ import pytest
 from client import boundary
 from client.inspection import sent
 from client.vault import Vault
+from shared.config import RunConfig
+from shared.privacy import calibrate
 from shared.protocol import RouterStatistics
 from shared.secure_aggregation import masks
 from shared.statistic_vector import UNITS, decode_mean, encode
-from simulations.audit.federations import Ground, run_people, vault_folder_of
+from simulations.audit.federations import Ground, lay_ground, run_people, vault_folder_of
 from simulations.audit.inference import measure_inference
 from simulations.audit.sent_statistics import Seen, look_at, sent_vector, sent_vectors
 
@@ -105,6 +107,20 @@ def test_in_mode_central_there_is_the_sum_alone(
         sent_vectors(run, devices)
     targets = {attack.target for attack in measure_inference(grounds("central"), run)}
     assert targets == {"meta-LoRA bank", "population LoRA", "uploaded user LoRA"}
+
+
+def test_the_noise_is_that_of_a_round_of_the_run(audit_config: RunConfig, tmp_path: Path) -> None:
+    """The audit runs one round, of a budget for three, and of fewer devices than a sum may need."""
+    privacy = audit_config.privacy.model_copy(update={"mode": "central", "minimum_devices": 50})
+    rounds = audit_config.rounds.model_copy(update={"count": 3})
+    ground = lay_ground(
+        audit_config.model_copy(update={"privacy": privacy, "rounds": rounds}), tmp_path
+    )
+    record = record_of(run_people(ground))
+    assert record["answered"] == len(ground.devices) < 50
+    wanted = calibrate(privacy.epsilon, privacy.delta, 3)
+    assert wanted > 1.5 * calibrate(privacy.epsilon, privacy.delta, 1)
+    assert record["privacy"]["noise_multiplier"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_masks_that_hide_nothing_fail_the_audit(
