@@ -88,12 +88,34 @@ def split_users(corpus: Corpus, config: CorpusConfig, seed: int) -> Split:
     MesofedError
         If there are too few users, or a person would be on both sides: by id or by history.
     """
-    if len(corpus.users) < MIN_USERS:
+    return _divided(corpus, config, _in_order(corpus, config, seed))
+
+
+def split_in_turn(corpus: Corpus, config: CorpusConfig, turn: int) -> Split:
+    """Divide a corpus as :func:`split_users`, with the same server users in every turn.
+
+    Those who are not the server's are the device users of one turn after the other, so that nobody
+    is a server user in one turn and asked in another, and as many people are asked as there are.
+
+    Raises
+    ------
+    MesofedError
+        As :func:`split_users`.
+    """
+    users = _in_order(corpus, config, 0)
+    server_size, device_size = _sizes(len(users), config)
+    server, others = users[:server_size], users[server_size:]
+    first = turn * device_size % max(1, len(others))
+    return _divided(corpus, config, (*server, *others[first:], *others[:first]))
+
+
+def _divided(corpus: Corpus, config: CorpusConfig, users: Sequence[User]) -> Split:
+    """Give the first users to the server and the next to the devices, after checks."""
+    if len(users) < MIN_USERS:
         raise MesofedError(
             f"Expected at least {MIN_USERS} users to divide between server and devices; "
-            f"got {len(corpus.users)} from {corpus.origin}. Choose a larger corpus."
+            f"got {len(users)} from {corpus.origin}. Choose a larger corpus."
         )
-    users = _in_order(corpus, config, seed)
     server_size, device_size = _sizes(len(users), config)
     server, device = users[:server_size], users[server_size : server_size + device_size]
     both = {user.user_id for user in server} & {user.user_id for user in device}

@@ -1,11 +1,13 @@
 """Who is the server's and who is asked, slice by slice.
 
-    all        the split of a run: server users and device users, whoever they are
+    all        server users, the same for every seed, and device users, others for every seed
+               as far as there are others
     sparse-N   the same people; device users keep their N newest history items
     shifted    the same people divided along what tells them apart most, so that the device users
                are unlike the server corpus
 
-Choosing settings (``people = "validation"``) uses server users alone: some stand for devices.
+Choosing settings (``people = "validation"``) uses server users alone, some of whom stand for
+devices, others for every seed. So whoever helped to choose is never asked, under no seed.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from torch import Tensor
 from shared.base_model import BaseModel
 from shared.config import CorpusConfig
 from shared.corpus.load import Corpus, load_corpus
-from shared.corpus.split import Split, split_users
+from shared.corpus.split import Split, split_in_turn
 from shared.corpus.user import User
 from shared.embedding import embed_user
 from shared.tasks import TASKS
@@ -34,11 +36,11 @@ def corpus_of(config: ComparisonConfig, seed: int) -> Corpus:
 
 def divide(config: ComparisonConfig, slice_name: str, seed: int, base: BaseModel) -> Split:
     """Return the server's users and those who are asked in a slice."""
-    people = split_users(corpus_of(config, seed), config.corpus, seed)
+    people = split_in_turn(corpus_of(config, seed), config.corpus, seed)
     if config.corpus.source == "synthetic":  # every seed makes people of its own
         people = Split(_renamed(people.server, seed), _renamed(people.device, seed))
     if config.people == "validation":
-        people = _within_server(people.server, config.corpus)
+        people = _within_server(people.server, config.corpus, seed)
     if slice_name == "shifted":
         people = _shifted(people, base)
     items = history_items(slice_name)
@@ -60,11 +62,13 @@ def _renamed(users: Sequence[User], seed: int) -> tuple[User, ...]:
     return tuple(replace(user, user_id=f"{seed}-{user.user_id}") for user in users)
 
 
-def _within_server(users: Sequence[User], config: CorpusConfig) -> Split:
-    """Divide server users as the corpus is divided; their order is random already."""
+def _within_server(users: Sequence[User], config: CorpusConfig, seed: int) -> Split:
+    """Divide server users as the corpus is divided, others standing for devices in every seed."""
     share = config.server_users / (config.server_users + config.device_users)
     kept = min(max(2, round(share * len(users))), len(users) - 1)
-    return Split(tuple(users[:kept]), tuple(users[kept:]))
+    first = seed * (len(users) - kept) % len(users)
+    turned = (*users[first:], *users[:first])
+    return Split(tuple(turned[len(users) - kept :]), tuple(turned[: len(users) - kept]))
 
 
 def _shifted(people: Split, base: BaseModel) -> Split:

@@ -1,5 +1,7 @@
 """Who is the server's and who is asked."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +60,54 @@ def test_choosing_settings_touches_no_device_user(base: BaseModel) -> None:
     assert not devices & ids((*chosen.server, *chosen.device))
     assert len(chosen.server) == 5
     assert len(chosen.device) == 3
+
+
+def written(tmp_path: Path, people: int) -> ComparisonConfig:
+    """Return a comparison over a file of so many people."""
+    path = tmp_path / "people.jsonl"
+    lines = [
+        {
+            "user_id": f"u{i}",
+            "task": "LaMP_4",
+            "profile": [{"id": "1", "text": f"text {i}", "title": f"title {i}"}],
+            "query": [
+                {
+                    "id": "q",
+                    "input": f"Generate a headline for the following article: {i}",
+                    "gold": f"gold {i}",
+                }
+            ],
+        }
+        for i in range(people)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    corpus = {"source": "jsonl", "path": str(path), "server_users": 8, "device_users": 4}
+    return config(corpus=corpus)
+
+
+def test_server_users_are_the_same_under_every_seed_and_everybody_else_is_asked_in_turn(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    of_file = written(tmp_path, 20)
+    turns = [divide(of_file, "all", seed, base) for seed in (7, 8, 9)]
+    assert len({frozenset(ids(turn.server)) for turn in turns}) == 1
+    asked = [ids(turn.device) for turn in turns]
+    assert [len(group) for group in asked] == [4, 4, 4]
+    assert set.union(*asked) == {f"u{i}" for i in range(20)} - ids(turns[0].server)
+
+
+def test_whoever_helped_to_choose_settings_is_asked_under_no_seed(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    of_file = written(tmp_path, 14)  # fewer than all turns would take
+    seeds = range(12)
+    asked = set.union(*(ids(divide(of_file, "all", seed, base).device) for seed in seeds))
+    validation = of_file.model_copy(update={"people": "validation"})
+    chosen = [divide(validation, "all", seed, base) for seed in seeds]
+    helped = set.union(*(ids((*split.server, *split.device)) for split in chosen))
+    assert not asked & helped
+    assert set.union(*(ids(split.device) for split in chosen)) == helped
+    assert all(not ids(split.server) & ids(split.device) for split in chosen)
 
 
 def test_the_server_holds_histories_of_device_users_only_if_centralized_never_queries(
