@@ -5,7 +5,7 @@ answer for all of them in one batch.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,13 +35,25 @@ def gold_losses(
 
 @torch.no_grad()
 def choose_labels(
-    base: BaseModel, parts: Parts, prompts: Groups, labels: Sequence[str]
+    base: BaseModel,
+    parts: Parts,
+    prompts: Groups,
+    labels: Sequence[str],
+    priors: Sequence[Mapping[str, float] | None] = (),
 ) -> list[list[str]]:
     """Return, for each prompt, the label that greedy decoding among the labels arrives at.
 
     At each token only continuations of labels that are still possible are allowed. The model is
     asked only where they part, so one forward pass tells apart labels whose first tokens differ.
+
+    Parameters
+    ----------
+    priors : sequence of mapping, optional
+        By person, the probability of each label before the prompt is read; None for even ones.
+        Where labels part, a token's likelihood counts times the probability of the labels that it
+        leaves possible.
     """
+    priors = priors or [None] * len(prompts)
     end = base.tokenizer.eos_token_id
     spelled = {(*answer_tokens(base, label), end): label for label in labels}
     room = max(map(len, spelled))
@@ -61,11 +73,17 @@ def choose_labels(
         with base.stack.using(parts):
             hidden = base.hidden_states(batch.ids, batch.lengths)[batch.row, batch.position]
         logits = iter(base.logits(hidden))  # one row, (vocabulary,), an undecided prompt
-        for own, rows in zip(possible, undecided, strict=True):
+        for own, rows, prior in zip(possible, undecided, priors, strict=True):
             for i in rows:
                 depth = _parting(own[i])
                 allowed = sorted({tokens[depth] for tokens in own[i]})
-                best = allowed[int(next(logits)[allowed].argmax())]
+                scores = next(logits)[allowed]  # up to a constant, log-likelihoods
+                if prior is not None:
+                    mass = dict.fromkeys(allowed, 0.0)
+                    for tokens in own[i]:
+                        mass[tokens[depth]] += prior[spelled[tokens]]
+                    scores = scores + torch.tensor(list(mass.values()), device=scores.device).log()
+                best = allowed[int(scores.argmax())]
                 own[i] = [tokens for tokens in own[i] if tokens[depth] == best]
     return [[spelled[left[0]] for left in own] for own in possible]
 

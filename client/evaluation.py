@@ -4,10 +4,11 @@ A device evaluates one person. A simulation evaluates several in one batch, whic
 answers in a fraction of the time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from client.answers import choose_labels, generate, gold_losses
+from client.label_prior import label_prior
 from client.personalize import Personalised
 from client.stacking import stacked
 from shared.base_model import BaseModel
@@ -48,7 +49,11 @@ def evaluate_stacks(
                 [prompt(people[u], q) if prompt else TASKS[task].query_prompt(q) for q in own]
                 for u, own in zip(asked, queries, strict=True)
             ]
-            found = _answer(base, [stacks[u] for u in asked], task, queries, put)
+            priors = [
+                label_prior(people[u].history, task) if stacks[u].label_prior else None
+                for u in asked
+            ]
+            found = _answer(base, [stacks[u] for u in asked], task, queries, put, priors)
             for user, own in zip(asked, found, strict=True):
                 answers[user] += own
                 scores[user][task] = score_user(
@@ -56,18 +61,27 @@ def evaluate_stacks(
                     [answer["prediction"] for answer in own],
                     [answer["gold"] for answer in own],
                 )
+    numbers = [
+        stack.private_parameters + stack.label_prior * sum(map(_counts, scored))
+        for stack, scored in zip(stacks, scores, strict=True)
+    ]
     return [
         {
-            "private_parameters": stack.private_parameters,
-            "private_bytes": 4 * stack.private_parameters,
+            "private_parameters": private,
+            "private_bytes": 4 * private,
             "seconds": stack.seconds,
             "tokens": stack.tokens,
             "curve": list(stack.curve),
             "queries": own,
             "scores": scored,
         }
-        for stack, own, scored in zip(stacks, answers, scores, strict=True)
+        for private, stack, own, scored in zip(numbers, stacks, answers, scores, strict=True)
     ]
+
+
+def _counts(task: str) -> int:
+    """Return how many numbers a label prior of a task has."""
+    return len(TASKS[task].history_labels or ())
 
 
 def _answer(
@@ -76,6 +90,7 @@ def _answer(
     task_name: str,
     queries: Sequence[Sequence[Query]],
     prompts: Sequence[Sequence[str]],
+    priors: Sequence[Mapping[str, float] | None],
 ) -> list[list[Answer]]:
     task = TASKS[task_name]
     room = answer_room(base, task, task.labels)
@@ -88,7 +103,7 @@ def _answer(
     written = room if task.labels is None else 0
     with stacked(base, stacks, read, written) as parts:
         if task.labels is not None:
-            predictions = choose_labels(base, parts, prompts, task.labels)
+            predictions = choose_labels(base, parts, prompts, task.labels, priors)
         else:
             predictions = generate(base, parts, prompts, written)
         losses = gold_losses(base, parts, samples)

@@ -67,6 +67,8 @@ class Personalised:
         Their fusion weights.
     private : Lora or None
         The user LoRA or stack.
+    label_prior : bool
+        Whether the label frequencies of the own history take part in the choice among labels.
     tuned : int
         How many of the weights the device has learned.
     curve : tuple of (step, loss)
@@ -80,6 +82,7 @@ class Personalised:
     shared: tuple[Lora, ...]
     weights: Tensor
     private: Lora | None = None
+    label_prior: bool = False
     tuned: int = 0
     curve: tuple[tuple[int, float], ...] = ()
     tokens: int = 0
@@ -170,7 +173,8 @@ def compose(release: Release, method: Method, routing: Routing) -> tuple[Persona
         shared += pieces
         weights += [weight] * len(pieces)
         tuned += [learns] * len(pieces)
-    return Personalised(tuple(shared), torch.tensor(weights)), torch.tensor(tuned)
+    start = Personalised(tuple(shared), torch.tensor(weights), label_prior=method.label_prior)
+    return start, torch.tensor(tuned)
 
 
 def begin_personalising(
@@ -210,6 +214,8 @@ def begin_personalising(
     carrying = tuple(
         m for m in base.maps if not method.maps or m.name.rpartition(".")[2] in method.maps
     )
+    if not carrying and method.private == "stack":  # maps go by other names in other models
+        carrying = base.maps
     if rank and not carrying:
         raise MesofedError(
             f"Expected some of {', '.join(method.maps)} among the maps that carry LoRAs, for "
@@ -231,8 +237,8 @@ def begin_personalising(
 
     def wait() -> Personalised:
         member = wait_for(trained)
-        return Personalised(
-            shared=start.shared,
+        return replace(
+            start,
             weights=member.weights.cpu()[place] if member.weights is not None else start.weights,
             private=Slab(carrying, rank, member.row.cpu()[None]).lora(0) if rank else None,
             tuned=int(tuned.sum()),

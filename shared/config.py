@@ -110,10 +110,10 @@ class PrivateConfig(TrainingConfig):
 
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(4, ge=1, description="samples per step")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     stack_rank: int = Field(2, ge=1, le=4, description="rank of the ultra-low-rank stack")
     stack_learning_rate: float = Field(
-        3e-3, gt=0, description="for the stack: fewer ranks move the update less at equal rates"
+        4e-3, gt=0, description="for the stack: fewer ranks move the update less at equal rates"
     )
     weights_learning_rate: float = Field(0.02, gt=0, description="for tuned fusion weights")
     holdout: float = Field(

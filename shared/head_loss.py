@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CHUNK = 128
 # With fewer rows a matrix goes to another kernel, which sums in another order: a user would get
 # other bits alone than in company. Zeros fill them up.
-LEAST_ROWS = 4
+LEAST_ROWS = 16
 
 
 def target_losses(base: "BaseModel", hidden: Tensor, target: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ from typing import Literal
 Weights = Literal["off", "routed", "tuned", "tuned-all"]
 Private = Literal["none", "user_lora", "stack"]
 
+# Where a stack of rank 2 brings most for a tenth of a user LoRA's numbers (docs/research-log.md).
+STACK_MAPS = ("v_proj", "o_proj", "down_proj")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -31,7 +34,9 @@ class Method:
         Of the private part, in place of the configured one.
     maps : tuple of str
         Last name components of the linear maps that carry the private part; empty for all that
-        carry LoRAs.
+        carry LoRAs. A stack goes on all of them too where none has such a name.
+    label_prior : bool
+        Whether the label frequencies of the person's history take part in the choice among labels.
     by_rank : bool
         Whether experts and anchors count as parts rank by rank, each with a weight of its own:
         tuned, that is a code of a few dozen numbers.
@@ -45,6 +50,7 @@ class Method:
     private: Private = "none"
     rank: int | None = None
     maps: tuple[str, ...] = ()
+    label_prior: bool = False
     by_rank: bool = False
 
     @property
@@ -63,6 +69,11 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("base", "the base model, nothing on top", population=False),
         Method("population", "population LoRA"),
+        Method(
+            "population-prior",
+            "population LoRA + label frequencies of the own history",
+            label_prior=True,
+        ),
         Method("experts", "population + routed experts", experts="routed"),
         Method("anchors", "population + fused anchors", anchors="routed"),
         Method("oppu", "population + own user LoRA", private="user_lora"),
@@ -75,61 +86,63 @@ METHODS: dict[str, Method] = {
         Method("proper-folded", "experts + user LoRA", experts="routed", private="user_lora"),
         Method("mta-exact", "fused anchors + stack", anchors="routed", private="stack"),
         Method(
-            "meso", "experts + anchors + stack", experts="routed", anchors="routed", private="stack"
+            "meso",
+            "experts + anchors + stack on value, output and down maps + label prior",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            maps=STACK_MAPS,
+            label_prior=True,
         ),
         Method(
-            "meso-tuned", "meso, tuned weights", experts="tuned", anchors="tuned", private="stack"
+            "meso-no-prior",
+            "meso without the label prior",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            maps=STACK_MAPS,
+        ),
+        Method(
+            "meso-no-release",
+            "meso without experts and anchors",
+            private="stack",
+            maps=STACK_MAPS,
+            label_prior=True,
+        ),
+        Method(
+            "meso-tuned",
+            "meso, tuned weights",
+            experts="tuned",
+            anchors="tuned",
+            private="stack",
+            maps=STACK_MAPS,
+            label_prior=True,
         ),
         Method(
             "meso-code",
-            "tuned weights over every rank of experts and all anchors, nothing else",
+            "tuned weights over every rank of experts and all anchors + label prior",
             experts="tuned",
             anchors="tuned-all",
             by_rank=True,
-        ),
-        Method(
-            "meso-value",
-            "meso, stack of rank 1 on value maps alone",
-            experts="routed",
-            anchors="routed",
-            private="stack",
-            rank=1,
-            maps=("v_proj",),
-        ),
-        Method(
-            "meso-down",
-            "meso, stack of rank 1 on down-projections alone",
-            experts="routed",
-            anchors="routed",
-            private="stack",
-            rank=1,
-            maps=("down_proj",),
-        ),
-        Method(
-            "meso-code-value",
-            "meso-code + stack of rank 1 on value maps alone",
-            experts="tuned",
-            anchors="tuned-all",
-            by_rank=True,
-            private="stack",
-            rank=1,
-            maps=("v_proj",),
+            label_prior=True,
         ),
         Method(
             "meso-r1",
-            "meso, stack of rank 1",
+            "meso, stack of rank 1 on all maps",
             experts="routed",
             anchors="routed",
             private="stack",
             rank=1,
+            label_prior=True,
         ),
         Method(
             "meso-r4",
-            "meso, stack of rank 4",
+            "meso, stack of rank 4 on all maps",
             experts="routed",
             anchors="routed",
             private="stack",
             rank=4,
+            label_prior=True,
         ),
     )
 }

@@ -55,6 +55,7 @@ class ComparisonConfig(ExperimentConfig):
     methods: tuple[str, ...] = (
         "base",
         "population",
+        "population-prior",
         "user-majority",
         "user-mean",
         "user-median",
@@ -74,8 +75,8 @@ class ComparisonConfig(ExperimentConfig):
         "flora",
         "fedavg-local",
         "meso-code",
-        "meso-value",
-        "meso-down",
+        "meso-no-prior",
+        "meso-no-release",
         "meso-r1",
         "meso",
         "meso-r4",

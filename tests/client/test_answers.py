@@ -1,6 +1,7 @@
 """Answers against slow and plain truths: one prompt, one pass, one token at a time."""
 
 import copy
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -105,6 +106,67 @@ def test_a_batch_answers_as_each_prompt_alone(base: BaseModel, parts: Parts) -> 
     labels = ["drama", "dream", "gear", "lesson"]
     alone = [choose_labels(base, parts, [[prompt]], labels)[0][0] for prompt in PROMPTS]
     assert choose_labels(base, parts, [PROMPTS], labels) == [alone]
+
+
+def prior_of(labels: Sequence[str], seed: int) -> dict[str, float]:
+    rng = random.Random(seed)
+    weights = {label: rng.random() ** 6 + 1e-4 for label in labels}
+    total = sum(weights.values())
+    return {label: weight / total for label, weight in weights.items()}
+
+
+def by_bayes(
+    base: BaseModel, parts: Parts, prompt: str, prior: dict[str, float]
+) -> tuple[str, float]:
+    """Return the likeliest label where first letters differ, and by how much in log-odds."""
+    logits = next_logits(base, parts, [*asked(base, prompt, list(prior)), ord(" ")])
+    letters = [ord(label[0]) for label in prior]
+    likelihoods = logits[letters].softmax(0)
+    posterior = likelihoods * torch.tensor(list(prior.values()))
+    (first, second), places = posterior.log().topk(2)
+    return list(prior)[int(places[0])], float(first - second)
+
+
+def test_a_prior_and_the_likelihoods_give_the_label_of_bayes_rule(
+    base: BaseModel, parts: Parts
+) -> None:
+    labels = ["gear", "dream", "lesson", "comedy", "triumph", "secret", "routine"]
+    plain = choose_labels(base, parts, [PROMPTS], labels)[0]
+    moved = 0
+    for seed in range(4):
+        prior = prior_of(labels, seed)
+        chosen = choose_labels(base, parts, [PROMPTS], labels, [prior])[0]
+        for prompt, came in zip(PROMPTS, chosen, strict=True):
+            expected, margin = by_bayes(base, parts, prompt, prior)
+            assert came == expected or margin < 1e-4
+        moved += sum(a != b for a, b in zip(plain, chosen, strict=True))
+    assert moved >= 3, "a prior that changes nothing tests little"
+
+
+def test_a_prior_counts_labels_together_that_a_token_leaves_possible(base: BaseModel) -> None:
+    labels = ["drama", "dream", "gear"]
+    # "d" and "g" part first; what the two labels in d have counts together there.
+    for prompt in PROMPTS:
+        logits = next_logits(base, Parts(), [*asked(base, prompt, labels), ord(" ")])
+        odds = float(logits[ord("d")] - logits[ord("g")])
+        for shift in (-0.2, 0.2):  # just beyond and just short of the turning point
+            d = 1 / (1 + math.exp(odds + shift))
+            turned = {"drama": d / 2, "dream": d / 2, "gear": 1 - d}
+            (chosen,) = choose_labels(base, Parts(), [[prompt]], labels, [turned])[0]
+            assert (chosen == "gear") == (shift > 0)
+    assert choose_labels(base, Parts(), [PROMPTS], labels, [None]) == choose_labels(
+        base, Parts(), [PROMPTS], labels
+    )
+
+
+def test_every_person_has_an_own_prior(base: BaseModel, parts: Parts) -> None:
+    labels = ["gear", "dream", "lesson"]
+    certain = [{name: 1.0 - 2e-9 if name == own else 1e-9 for name in labels} for own in labels]
+    several = Parts(
+        3, parts.shared, parts.weights.repeat(3, 1) if parts.weights is not None else None
+    )
+    came = choose_labels(base, several, [PROMPTS[:2]] * 3, labels, certain)
+    assert came == [[label] * 2 for label in labels]
 
 
 def greedy(base: BaseModel, parts: Parts, prompt: str, tokens: int) -> list[int]:

@@ -40,11 +40,15 @@ BY_RANK = [
     *((f"{name}, rank 0", weight / 4) for name, weight in ANCHORS),
     ("anchor 1, rank 0", 0.0),
 ]
-ON = {"oppu-qv": ("q_proj", "v_proj"), "meso-value": ("v_proj",), "meso-down": ("down_proj",)}
-ON["meso-code-value"] = ("v_proj",)
+SOME = ("v_proj", "o_proj", "down_proj")
+ON = {"oppu-qv": ("q_proj", "v_proj"), "meso-tuned": SOME, "meso": SOME}
+ON |= {"meso-no-prior": SOME, "meso-no-release": SOME}
+PRIOR = {"population-prior", "meso", "meso-no-release", "meso-tuned", "meso-code", "meso-r1"}
+PRIOR |= {"meso-r4"}
 EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "base": ([], [], 0),
     "population": (POPULATION, [False], 0),
+    "population-prior": (POPULATION, [False], 0),
     "experts": (POPULATION + EXPERTS, [False] * 3, 0),
     "anchors": (POPULATION + ANCHORS, [False] * 3, 0),
     "oppu": (POPULATION, [False], 3),
@@ -54,9 +58,8 @@ EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "meso-tuned": (POPULATION + BOTH, [False] + [True] * 4, 1),
     "oppu-qv": (POPULATION, [False], 3),
     "meso-code": (POPULATION + BY_RANK, [False] + [True] * 7, 0),
-    "meso-value": (POPULATION + BOTH, [False] * 5, 1),
-    "meso-down": (POPULATION + BOTH, [False] * 5, 1),
-    "meso-code-value": (POPULATION + BY_RANK, [False] + [True] * 7, 1),
+    "meso-no-prior": (POPULATION + BOTH, [False] * 5, 1),
+    "meso-no-release": (POPULATION, [False], 1),
     "meso-r1": (POPULATION + BOTH, [False] * 5, 1),
     "meso-r4": (POPULATION + BOTH, [False] * 5, 4),
 }
@@ -143,6 +146,7 @@ def test_a_method_has_the_declared_parts_at_their_weights(method: str, release: 
     assert stack.weights.tolist() == pytest.approx([weight for _, weight in parts])
     assert tuned.tolist() == expected_tuned
     assert stack.private is None
+    assert stack.label_prior == (method in PRIOR)
 
 
 @pytest.mark.parametrize("method", list(EXPECTED))
@@ -153,6 +157,7 @@ def test_the_device_trains_what_the_method_leaves_to_it(
     trained = begin_personalising(
         base, release, METHODS[method], ROUTING, samples, CONFIG, seed=3
     )()
+    assert trained.label_prior == (method in PRIOR)
     parts, tuned, rank = EXPECTED[method]
     start = [weight for _, weight in parts]
     if rank == 0 and not any(tuned):
@@ -196,7 +201,7 @@ def test_private_parts_on_different_maps_train_beside_each_other(
     def begin(name: str) -> Callable[[], Personalised]:
         return begin_personalising(base, release, METHODS[name], ROUTING, samples, CONFIG, seed=3)
 
-    names = ("meso-value", "meso-down", "meso-r1")  # one rank and the same shared parts
+    names = ("meso-no-prior", "meso", "meso-r1")  # one rank and the same shared parts
     waiting = [begin(name) for name in names]
     together, alone = [wait() for wait in waiting], [begin(name)() for name in names]
     for name, first, second in zip(names, together, alone, strict=True):
@@ -208,13 +213,25 @@ def test_private_parts_on_different_maps_train_beside_each_other(
             assert torch.equal(factors.b, second.private.factors[map_name].b)
 
 
-def test_a_method_whose_maps_carry_nothing_is_refused(release: Release, base: BaseModel) -> None:
-    narrow = replace(base, maps=tuple(m for m in base.maps if "q_proj" in m.name))
+def test_a_published_method_whose_maps_carry_nothing_is_refused(
+    release: Release, base: BaseModel
+) -> None:
+    narrow = replace(base, maps=tuple(m for m in base.maps if "k_proj" in m.name))
     sample = encode(base, "post: x\ntag:", "gear")
-    with pytest.raises(MesofedError, match=r"Expected some of v_proj .* for meso-value"):
-        begin_personalising(
-            narrow, release, METHODS["meso-value"], ROUTING, (sample,), CONFIG, seed=3
-        )
+    with pytest.raises(MesofedError, match=r"Expected some of q_proj, v_proj .* for oppu-qv"):
+        begin_personalising(narrow, release, METHODS["oppu-qv"], ROUTING, (sample,), CONFIG, seed=3)
+
+
+def test_a_stack_goes_on_all_maps_where_its_own_carry_nothing(
+    release: Release, base: BaseModel
+) -> None:
+    narrow = replace(base, maps=tuple(m for m in base.maps if "k_proj" in m.name))
+    sample = encode(base, "post: x\ntag:", "gear")
+    trained = begin_personalising(
+        narrow, release, METHODS["meso"], ROUTING, (sample,), CONFIG, seed=3
+    )()
+    assert trained.private is not None
+    assert set(trained.private.factors) == {m.name for m in narrow.maps}
 
 
 @pytest.mark.parametrize(
@@ -309,7 +326,7 @@ def test_everyone_in_a_batch_gets_the_own_stack(
         expected = with_delta(base, [(folded, 1.0)] if folded is not None else [], ids)
         torch.testing.assert_close(own, expected, atol=2e-4, rtol=1e-4)
         torch.testing.assert_close(own, with_parts(base, [stack], ids), atol=2e-4, rtol=1e-4)
-    if method not in ("base", "population"):
+    if method not in ("base", "population", "population-prior"):
         for one, other in ((0, 1), (0, 2), (1, 2)):
             assert float((together[one] - together[other]).abs().max()) > 0.05
 
