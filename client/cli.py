@@ -233,10 +233,14 @@ def inspect(
             f"delta {budget.delta:g}, by {len(costs)} answers with noise"
         )
     entries = list(sent(home))
-    say(f"Sent: {len(entries)} answers, {sum(len(e['bytes']) for e in entries):,} bytes in all")
+    total = sum(e["times"] for e in entries)
+    size = sum(len(e["bytes"]) * e["times"] for e in entries)
+    say(f"Sent: {total:,} answers, {total - len(entries):,} of them repeats, {size:,} bytes in all")
     for entry in entries:
         what = "  (empty: installed)" if not entry["records"] else ""
         say(f"  {entry['time']} {entry['request']} release {entry['release']}{what}")
+        if entry["times"] > 1:
+            say(f"      the same {entry['times']:,} times, last at {entry['last']}")
         for record in entry["records"].values():
             for name, value in record.items():
                 say(f"      {name} {value}")

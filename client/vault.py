@@ -8,6 +8,7 @@
     installed.json               which of them is current
     private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve
     journal                      everything that was sent, byte for byte, in order
+    journal.end, repeats/7.json  how far it goes; how often the answer in record 7 was given
     statistics/r1.json           the router statistics of a release, before any noise
     sessions/r1.json             the secrets of a secure sum, while it lasts
 
@@ -25,12 +26,13 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.journal import Journal
 from client.lock import PERSON
 from client.seal import OPEN, DamagedError, Seal
+from client.sent import Sent
 from shared.atomic_file import write_bytes
 from shared.corpus.user import User
 from shared.corpus.user_file import dump_users, parse_users
@@ -43,7 +45,7 @@ from shared.signature import read_key_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-INSTALLED, SERVER_KEY, JOURNAL = "installed.json", "server.pub", "journal"
+INSTALLED, SERVER_KEY = "installed.json", "server.pub"
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class Vault:
         """Whether a person has moved in."""
         return (self.folder / PERSON).exists()
 
-    @property
-    def journal(self) -> Journal:
+    @cached_property
+    def sent(self) -> Sent:
         """Everything that was sent."""
-        return Journal(self.folder / JOURNAL, self.seal)
+        return Sent(self.folder, self.seal)
 
     def move_in(self, user: User) -> None:
         """Store a person's history and queries."""

@@ -75,7 +75,8 @@ class LedgerEntry:
         ):
             raise MesofedError(
                 "Expected an entry of a privacy ledger; got something else. The device sends "
-                "nothing while it cannot tell what it has spent. Restore the vault from a copy."
+                "nothing while it cannot tell what it has spent, and no older copy can. Begin anew "
+                "with `mesofed device forget`; that vault's budget then comes on top of this one's."
             )
         return LedgerEntry(**data)
 
