@@ -66,7 +66,8 @@ def _masked(device: Device, session: Session, body: Body | None) -> tuple[Body, 
     state = _same(device, session)
     if state.roster is None:
         raise MesofedError("Expected to be asked for shares before a masked vector.")
-    honest = honest_devices(state.roster.needed, device.privacy.honest_share)
+    roster, share = state.roster, device.privacy.honest_share
+    honest = honest_devices(roster.needed, roster.devices, share)
     variance = share_variance(session.noise_multiplier, honest)
     vector = state.vector
     if vector is None:

@@ -149,7 +149,7 @@ class PrivacyConfig(Section):
         0.67,
         ge=0.5,
         le=1,
-        description="central: of those that a sum needs, so many tell nobody their noise",
+        description="central: of the devices that join a sum, so many tell nobody their noise",
     )
     minimum_devices: int = Field(
         3, ge=3, le=10_000, description="central: a device joins no smaller sum"
