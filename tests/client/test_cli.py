@@ -90,6 +90,17 @@ def test_ask_answers_as_the_device_does(
     assert all(answers.values())
 
 
+def test_the_settings_of_the_run_are_named_where_nobody_names_others(
+    federation: Any, vault: Path, mesofed: Any
+) -> None:
+    own = federation.run_dir / "config.toml"
+    ask = ("device", "ask", vault, "post: a day\nheadline:", "--method", "population")
+    done, named = mesofed(*ask), mesofed(*ask, "--config", own)
+    assert done.err.count(f"Settings: {own}") == 1
+    assert "Settings:" not in done.out + named.text
+    assert done.out == named.out
+
+
 def test_export_writes_the_whole_stack_of_the_person(
     federation: Any, vault: Path, base: BaseModel, mesofed: Any, tmp_path: Path
 ) -> None:
@@ -101,6 +112,9 @@ def test_export_writes_the_whole_stack_of_the_person(
     config = federation.config
     device = Device(base, Vault(vault), config.methods, config.private, config.seed)
     stack = device.personalised("meso-tuned")
+    again = mesofed(*arguments)
+    assert (again.code, "Add --force" in again.text) == (1, True)
+    assert mesofed(*arguments, "--force").code == 0
     loaded = load_peft(tmp_path / "mine", base.maps)
     for name, factors in loaded:
         assert stack.private is not None
