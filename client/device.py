@@ -101,7 +101,7 @@ class Device:
                 method,
                 {**tensors, "weights": trained.weights},
                 {
-                    "settings": self._settings,
+                    "settings": self.settings,
                     "curve": trained.curve,
                     "tokens": trained.tokens,
                     "seconds": trained.seconds,
@@ -215,7 +215,7 @@ class Device:
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what a method has trained under the present settings, or None."""
         found = self.vault.load_private(version, method)
-        return found if found is not None and found[1].get("settings") == self._settings else None
+        return found if found is not None and found[1].get("settings") == self.settings else None
 
     @property
     def _eyes(self) -> str:
@@ -223,7 +223,7 @@ class Device:
         return _digest(self.base.fingerprint, self.base.format, self.base.max_tokens)
 
     @property
-    def _settings(self) -> str:
+    def settings(self) -> str:
         """Digest of what private training for the same release depends on."""
         maps = [linear.name for linear in self.base.maps]
         return _digest(self._eyes, maps, self.private.model_dump(mode="json"), self.seed)

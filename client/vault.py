@@ -138,10 +138,12 @@ class Vault:
         before = self._installed_or_none()
         self._write(INSTALLED, json.dumps({"release": version}).encode())
         if version != before:
-            for kept in ("releases", "private"):
-                for old in (self.folder / kept).glob("*"):
-                    if old.name not in (f"r{version}", f"r{before}"):
-                        shutil.rmtree(old, ignore_errors=True)
+            for old in (self.folder / "releases").iterdir():
+                if old.name not in (f"r{version}", f"r{before}"):
+                    shutil.rmtree(old, ignore_errors=True)
+            for old in (self.folder / "private").glob("r*"):
+                if int(old.name[1:]) < min(version, before or version):
+                    shutil.rmtree(old, ignore_errors=True)
 
     def installed(self) -> int | None:
         """Return the current release's version, or None before the first.

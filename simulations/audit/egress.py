@@ -13,6 +13,7 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from client.device import Device
 from server.app import app as server_app
 from shared.progress import stage
 from simulations.audit.canaries import PLANTED_METHOD, Canary, learned, plant, really_there
@@ -142,7 +143,9 @@ def _searched(
 def _moved_in(ground: Ground, run: Path, device: int) -> tuple[Canary, ...]:
     vault = vault_of(ground, run, device)
     person = ground.devices[device % len(ground.devices)].given
-    canaries = plant(vault, person, ground.base.maps, ground.config.seed, device, rounds=1)
+    config, methods = ground.config, (PLANTED_METHOD, TRAINED_METHOD)
+    home = Device(ground.base, vault, methods, config.private, config.seed)
+    canaries = plant(home, person, device, rounds=1)
     if not really_there(vault, canaries):
         raise RuntimeError(f"a canary is not in {vault.folder}, where it was planted")
     return canaries
