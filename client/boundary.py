@@ -5,7 +5,7 @@
 Whoever asks, the device agent's socket or a simulation in the same process, asks through
 :func:`answer`. An answer is in the journal before it leaves, together with what it costs of the
 privacy budget. The same question gets the same bytes, however often it is asked: that costs nothing
-more. A release's statistics leave once, so another question about them is refused.
+more, and is counted. A release's statistics leave once, so another question about them is refused.
 """
 
 import base64
@@ -137,17 +137,11 @@ def _let_out(
     }
     if cost is not None:
         entry["ledger"] = cost.to_json()
-    device.vault.journal.append(entry)
+    device.vault.sent.add(entry)
     return allowed
 
 
 def _sent(device: Device, message_type: str, release: int, question: str) -> RecordDict | None:
     """Return what was answered to the very same question before, or None."""
-    for entry in device.vault.journal.entries():
-        if (entry["request"], entry["release"], entry["question"]) == (
-            message_type,
-            release,
-            question,
-        ):
-            return content_from_bytes(base64.b64decode(entry["content"]))
-    return None
+    entry = device.vault.sent.find((message_type, release, question))
+    return None if entry is None else content_from_bytes(base64.b64decode(entry["content"]))

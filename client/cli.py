@@ -178,6 +178,7 @@ def export(
     method: MethodName = "meso",
     config: ConfigFile = None,
     passphrase_file: PassphraseFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a former export.")] = False,
 ) -> None:
     """Write the whole stack of this person, folded into one LoRA, as a PEFT adapter.
 
@@ -187,13 +188,13 @@ def export(
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
-    check_target(out)
+    check_target(out, force)
     opened = _personalised(_open_vault(vault, passphrase_file), config)
     stack = opened.personalised(method).folded()
     if stack is None:
         raise MesofedError(f"Method {method} is the base model alone: there is nothing to export.")
     holds = f"One person's whole stack by {method}, folded into one LoRA; keep it at home."
-    typer.echo(export_adapter(stack, out, opened.base, holds))
+    typer.echo(export_adapter(stack, out, opened.base, holds, force))
 
 
 @device.command()
@@ -233,10 +234,14 @@ def inspect(
             f"delta {budget.delta:g}, by {len(costs)} answers with noise"
         )
     entries = list(sent(home))
-    say(f"Sent: {len(entries)} answers, {sum(len(e['bytes']) for e in entries):,} bytes in all")
+    total = sum(e["times"] for e in entries)
+    size = sum(len(e["bytes"]) * e["times"] for e in entries)
+    say(f"Sent: {total:,} answers, {total - len(entries):,} of them repeats, {size:,} bytes in all")
     for entry in entries:
         what = "  (empty: installed)" if not entry["records"] else ""
         say(f"  {entry['time']} {entry['request']} release {entry['release']}{what}")
+        if entry["times"] > 1:
+            say(f"      the same {entry['times']:,} times, last at {entry['last']}")
         for record in entry["records"].values():
             for name, value in record.items():
                 say(f"      {name} {value}")
@@ -316,14 +321,14 @@ def _personalised(home: "Vault", config: Path | None) -> "Device":
     from shared.release_files import verify_files
 
     home.person()
-    settings = load_config(_config_of(home, config))
+    found = _config_of(home, config)
+    settings = load_config(found)
     verify_files(home.release_files())
     opened = _device_of(home, settings)
     try:
         opened.release()
     except MesofedError as error:
         # Its files are whole, so it is for another base model, adapt or base.top_layers.
-        found = _config_of(home, config)
         used = f"those of {found}" if found else "the defaults, since the vault is in no run"
         raise MesofedError(
             f"{error} The settings in use are {used}; name the file with the settings that the "
@@ -333,8 +338,15 @@ def _personalised(home: "Vault", config: Path | None) -> "Device":
 
 
 def _config_of(home: "Vault", config: Path | None) -> Path | None:
+    """Return the settings to use, and say so where nobody has named them."""
     of_run = home.folder.resolve().parent.parent / "config.toml"
-    return config or (of_run if of_run.is_file() else None)
+    if config is not None or not of_run.is_file():
+        return config
+    # Beside the answer, which may go into a pipe.
+    typer.echo(
+        f"Settings: {of_run} (that of the run the vault is in; --config names another)", err=True
+    )
+    return of_run
 
 
 def _device_of(home: "Vault", settings: "RunConfig") -> "Device":

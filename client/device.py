@@ -1,7 +1,9 @@
 """The device: one person's base model, vault and current release, and what they do together."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -84,7 +86,8 @@ class Device:
     def personalise(self) -> None:
         """Personalise by every method for the installed release, and keep each as it is done.
 
-        What is already trained for this release is kept, so a round may be asked for again.
+        What is already trained for this release under these settings is kept, so a round may be
+        asked for again.
         Other devices of this process that are at it are company: who trains in one batch with
         whom changes nothing but the time it takes.
         """
@@ -97,7 +100,12 @@ class Device:
                 release.version,
                 method,
                 {**tensors, "weights": trained.weights},
-                {"curve": trained.curve, "tokens": trained.tokens, "seconds": trained.seconds},
+                {
+                    "settings": self.settings,
+                    "curve": trained.curve,
+                    "tokens": trained.tokens,
+                    "seconds": trained.seconds,
+                },
             )
 
     def release(self) -> Release:
@@ -125,11 +133,17 @@ class Device:
         start, tuned = compose(release, METHODS[method], self._routing(release))
         if not METHODS[method].trains:
             return start
-        found = self.vault.load_private(release.version, method)
+        found = self._trained(release.version, method)
         if found is None:
+            other = self.vault.load_private(release.version, method) is not None
             raise MesofedError(
                 f"Expected {method} to be trained for release {release.version} on this device; "
-                f"it is not. Trained are: {', '.join(self.methods)}."
+                + (
+                    "it is, but under other settings (private.*, adapt, base.* or seed). Name the "
+                    "file with the settings that it was trained with: --config FILE."
+                    if other
+                    else f"it is not. Trained are: {', '.join(self.methods)}."
+                )
             )
         tensors, log = found
         weights = tensors.pop("weights")
@@ -180,7 +194,7 @@ class Device:
         missing = [
             name
             for name in self.methods
-            if METHODS[name].trains and self.vault.load_private(release.version, name) is None
+            if METHODS[name].trains and self._trained(release.version, name) is None
         ]
         return {
             name: begin_personalising(
@@ -195,6 +209,24 @@ class Device:
             )
             for name in missing
         }
+
+    def _trained(
+        self, version: int, method: str
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return what a method has trained under the present settings, or None."""
+        found = self.vault.load_private(version, method)
+        return found if found is not None and found[1].get("settings") == self.settings else None
+
+    @property
+    def _eyes(self) -> str:
+        """Digest of what an embedding of the same history depends on."""
+        return _digest(self.base.fingerprint, self.base.format, self.base.max_tokens)
+
+    @property
+    def settings(self) -> str:
+        """Digest of what private training for the same release depends on."""
+        maps = [linear.name for linear in self.base.maps]
+        return _digest(self._eyes, maps, self.private.model_dump(mode="json"), self.seed)
 
     def _statistics(self) -> RouterStatistics:
         release = self.release()
@@ -236,13 +268,17 @@ class Device:
         return route(release, self._embedding())
 
     def _embedding(self) -> Tensor:
-        """Return the embedding of the history; the vault keeps it, for it never changes."""
-        found = self.vault.load_embedding(self.base.fingerprint)
+        """Return the embedding of the history; the vault keeps it, for the history stays."""
+        found = self.vault.load_embedding(self._eyes)
         if found is None:
             with self.base.lock:
                 found = embed_user(self.base, self.vault.person().history)
-            self.vault.save_embedding(self.base.fingerprint, found)
+            self.vault.save_embedding(self._eyes, found)
         return found
+
+
+def _digest(*values: object) -> str:
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 # The release that was unpacked last; touched by the computing thread alone.

@@ -23,17 +23,19 @@ def stored(vault: Vault) -> list[tuple[str, int, int]]:
 
 
 def sent(vault: Vault) -> Iterator[dict[str, Any]]:
-    """Yield everything that was sent, oldest first, with its bytes and what they mean.
+    """Yield every answer that was sent, oldest first: how often, its bytes and what they mean.
 
     Raises
     ------
     MesofedError
         If the journal is damaged.
     """
-    for entry in vault.journal.entries():
+    for entry in vault.sent.entries():
         data = base64.b64decode(entry["content"])
         yield {
             "time": entry["time"],
+            "times": entry["times"],
+            "last": entry["last"],
             "request": entry["request"],
             "release": entry["release"],
             "bytes": data,

@@ -1,10 +1,9 @@
-"""The journal of a vault: everything that has left the device, byte for byte, in order.
+"""A journal: an append-only file of records, each on the disk before anything follows from it.
 
     record = length, checksums of length and JSON (4 bytes each) | sealed JSON, bound to its place
 
-A record reaches the disk before what it tells of leaves the device. So a device that is killed at
-any moment knows afterwards what it may have sent; a record that a kill cut short tells of
-something that was not sent, and is dropped.
+A record that a kill cut short tells of something that did not happen yet, and is dropped. Whoever
+has read a journal, or has written to it, knows its end, and need not read it again to go on there.
 """
 
 import fcntl
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from client.seal import DamagedError, Seal
 from shared.errors import MesofedError
@@ -25,6 +24,24 @@ _HEADER = struct.Struct(">III")
 MAX_RECORD = 1 << 20
 
 Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class End:
+    """Where the records of a journal end.
+
+    Attributes
+    ----------
+    records, bytes : int
+        How many there are, and how much of the file they take.
+    file : tuple of int
+        The file then: device, inode, size, time of its last change in ns. Another journal, or one
+        that somebody has changed since, differs. Empty if there was none.
+    """
+
+    records: int
+    bytes: int
+    file: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -42,10 +59,63 @@ class Journal:
         DamagedError
             If a record is damaged, changed, missing between others or in another place.
         """
-        return self._read()[0]
+        return [entry for entry, _ in self.read()[0]]
 
-    def append(self, entry: Mapping[str, Any]) -> None:
+    def read(self) -> tuple[list[tuple[Entry, int]], End]:
+        """Return all records, oldest first, each with the byte that it begins at; and their end.
+
+        Raises
+        ------
+        DamagedError
+            As :meth:`entries` does.
+        """
+        found: list[tuple[Entry, int]] = []
+        start = 0
+        try:
+            with self.path.open("rb") as file:
+                state = _state(os.fstat(file.fileno()))
+                while (sealed := self._next(file, len(found))) is not None:
+                    found.append((self._entry(len(found), sealed), start))
+                    start += _HEADER.size + len(sealed)
+        except FileNotFoundError:
+            return [], End(0, 0, ())
+        except OSError as error:
+            raise MesofedError(f"Cannot read {self.path}: {error.strerror}.") from error
+        return found, End(len(found), start, state)
+
+    def read_one(self, place: int, start: int) -> Entry:
+        """Return one record, by its place and the byte that it begins at.
+
+        Raises
+        ------
+        DamagedError
+            If it is not there as it was written.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                sealed = self._next(file, place)
+        except OSError as error:
+            raise MesofedError(f"Cannot read {self.path}: {error.strerror}.") from error
+        if sealed is None:
+            raise self._damaged(place)
+        return self._entry(place, sealed)
+
+    def ends_at(self, end: End) -> bool:
+        """Return whether the file is still as it was when its records ended there."""
+        try:
+            return _state(self.path.stat()) == end.file
+        except OSError:
+            return not end.file
+
+    def append(self, entry: Mapping[str, Any], end: End | None = None) -> End:
         """Add a record; it is on the disk when this returns.
+
+        Parameters
+        ----------
+        end : End, optional
+            Where the records end, for who knows; the journal is read where it is not, or not any
+            more, as it was then.
 
         Raises
         ------
@@ -55,12 +125,13 @@ class Journal:
         """
         try:
             with self._locked() as file:
-                entries, length = self._read()
+                if end is None or not self.ends_at(end):
+                    _, end = self.read()
                 # What a kill cut short goes; what follows would be unreadable behind it.
-                os.ftruncate(file, length)
+                os.ftruncate(file, end.bytes)
                 # In ASCII, for a hostile request may hold what no encoding writes.
                 data = json.dumps(entry, allow_nan=False).encode()
-                sealed = self.seal.close(_name(len(entries)), data)
+                sealed = self.seal.close(_name(end.records), data)
                 if len(sealed) > MAX_RECORD:
                     raise MesofedError(
                         f"Expected a record of at most {MAX_RECORD:,} bytes for {self.path}; got "
@@ -68,6 +139,9 @@ class Journal:
                     )
                 _write_all(file, _header(sealed) + sealed)
                 os.fsync(file)
+                return End(
+                    end.records + 1, end.bytes + _HEADER.size + len(sealed), _state(os.fstat(file))
+                )
         except OSError as error:
             raise MesofedError(
                 f"Cannot write {self.path}: {error.strerror or error}. Nothing is sent that the "
@@ -84,29 +158,21 @@ class Journal:
         finally:
             os.close(file)
 
-    def _read(self) -> tuple[list[Entry], int]:
-        """Return the records, and how many bytes they take."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return [], 0
-        except OSError as error:
-            raise MesofedError(f"Cannot read {self.path}: {error.strerror}.") from error
-        entries: list[Entry] = []
-        start = 0
-        while start + _HEADER.size <= len(data):
-            length, check, _ = _HEADER.unpack_from(data, start)
-            begin, end = start + _HEADER.size, start + _HEADER.size + length
-            # A wrong length must not be taken for a record that was cut short.
-            if check != _checksum(length) or length > MAX_RECORD:
-                raise self._damaged(len(entries))
-            if end > len(data):
-                break
-            if data[start:begin] != _header(data[begin:end]):
-                raise self._damaged(len(entries))
-            entries.append(self._entry(len(entries), data[begin:end]))
-            start = end
-        return entries, start
+    def _next(self, file: BinaryIO, place: int) -> bytes | None:
+        """Return the next sealed record of a file, or None where it ends or was cut short."""
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            return None
+        length, check, _ = _HEADER.unpack(header)
+        # A wrong length must not be taken for a record that was cut short.
+        if check != _checksum(length) or length > MAX_RECORD:
+            raise self._damaged(place)
+        sealed = file.read(length)
+        if len(sealed) < length:
+            return None
+        if header != _header(sealed):
+            raise self._damaged(place)
+        return sealed
 
     def _entry(self, place: int, sealed: bytes) -> Entry:
         try:
@@ -119,10 +185,20 @@ class Journal:
 
     def _damaged(self, place: int) -> DamagedError:
         return DamagedError(
-            f"Record {place + 1} of {self.path} is damaged or was changed. This device sends "
-            "nothing more, since it cannot tell what it has sent. Restore the file from a copy, or "
-            "begin anew with `mesofed device forget`."
+            f"Record {place + 1} of {self.path} is damaged or was changed. {STOPPED}"
         )
+
+
+STOPPED = (
+    "This device sends nothing more, since it cannot tell what it has sent. Only a copy that has "
+    "every answer until the last can take the place of the file; an older one is refused, for it "
+    "has forgotten what was spent of the privacy budget. Without such a copy, begin anew with "
+    "`mesofed device forget`; the new vault's budget then comes on top of the old one's."
+)
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _header(sealed: bytes) -> bytes:

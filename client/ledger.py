@@ -21,11 +21,7 @@ def ledger(vault: Vault) -> tuple[LedgerEntry, ...]:
     MesofedError
         If the journal is damaged or an entry is none.
     """
-    return tuple(
-        LedgerEntry.from_json(entry["ledger"])
-        for entry in vault.journal.entries()
-        if "ledger" in entry
-    )
+    return tuple(map(LedgerEntry.from_json, vault.sent.costs()))
 
 
 def charge(device: Device, release: int, mechanism: str, noise_multiplier: float) -> LedgerEntry:
@@ -39,10 +35,7 @@ def charge(device: Device, release: int, mechanism: str, noise_multiplier: float
         If the statistics of the release have left the device before.
     """
     before = ledger(device.vault)
-    if any(
-        (entry["request"], entry["release"]) == (ROUTER_STATISTICS, release)
-        for entry in device.vault.journal.entries()
-    ):
+    if device.vault.sent.count(ROUTER_STATISTICS, release):
         raise MesofedError(
             f"Expected statistics of release {release} that have not left this device yet; they "
             "have, without noise, in privacy mode off. No noise can take that back: ask about the "

@@ -26,6 +26,9 @@ from shared.secure_aggregation.messages import (
     Survivors,
 )
 
+MOST_SUMS = 100
+"""Begun for one release: each has keys of its own, and the journal keeps what leaves."""
+
 Stage = Callable[[Device, Session, Body | None], tuple[Body, LedgerEntry | None]]
 
 
@@ -37,6 +40,11 @@ def _keys(device: Device, session: Session, body: Body | None) -> tuple[Body, No
             raise MesofedError(
                 f"Expected no other secure sum for release {session.release}; this device's "
                 "statistics are in one."
+            )
+        if device.vault.sent.count(KEYS, session.release) >= MOST_SUMS:
+            raise MesofedError(
+                f"Expected at most {MOST_SUMS} secure sums to be begun for release "
+                f"{session.release}; the server has begun as many. It has to go on to the next one."
             )
         kept = DeviceSession(session, secrets.token_bytes(32))
         _keep(device, kept)
@@ -58,7 +66,8 @@ def _masked(device: Device, session: Session, body: Body | None) -> tuple[Body, 
     state = _same(device, session)
     if state.roster is None:
         raise MesofedError("Expected to be asked for shares before a masked vector.")
-    honest = honest_devices(state.roster.needed, device.privacy.honest_share)
+    roster, share = state.roster, device.privacy.honest_share
+    honest = honest_devices(roster.needed, roster.devices, share)
     variance = share_variance(session.noise_multiplier, honest)
     vector = state.vector
     if vector is None:

@@ -3,11 +3,12 @@
     lock.json                    how the vault's key is kept; the vaults of a simulation have none
     person.jsonl                 the history, and the person's own queries
     server.pub                   the key whose releases the device takes
-    embedding/<base>.safetensors  the embedding of the history, by base model
+    embedding/<key>.safetensors  the embedding of the history, by what computed it
     releases/r1/                 the current release, and the one before
     installed.json               which of them is current
-    private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve
+    private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve, settings
     journal                      everything that was sent, byte for byte, in order
+    journal.end, repeats/7.json  how far it goes; how often the answer in record 7 was given
     statistics/r1.json           the router statistics of a release, before any noise
     sessions/r1.json             the secrets of a secure sum, while it lasts
 
@@ -25,12 +26,13 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.journal import Journal
 from client.lock import PERSON
 from client.seal import OPEN, DamagedError, Seal
+from client.sent import Sent
 from shared.atomic_file import write_bytes
 from shared.corpus.user import User
 from shared.corpus.user_file import dump_users, parse_users
@@ -43,7 +45,7 @@ from shared.signature import read_key_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-INSTALLED, SERVER_KEY, JOURNAL = "installed.json", "server.pub", "journal"
+INSTALLED, SERVER_KEY = "installed.json", "server.pub"
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class Vault:
         """Whether a person has moved in."""
         return (self.folder / PERSON).exists()
 
-    @property
-    def journal(self) -> Journal:
+    @cached_property
+    def sent(self) -> Sent:
         """Everything that was sent."""
-        return Journal(self.folder / JOURNAL, self.seal)
+        return Sent(self.folder, self.seal)
 
     def move_in(self, user: User) -> None:
         """Store a person's history and queries."""
@@ -126,7 +128,10 @@ class Vault:
         return self._read(SERVER_KEY).decode("ascii", "replace").strip()
 
     def install(self, version: int, files: Mapping[str, bytes]) -> None:
-        """Keep a verified release and make it the current one; the one before stays, no other."""
+        """Keep a verified release and make it the current one; the one before stays, no other.
+
+        What was trained for older ones goes with them.
+        """
         folder = f"releases/r{version}"
         for name in sorted(files, key=lambda name: name == MANIFEST):
             self._keep(f"{folder}/{name}", files[name])
@@ -135,6 +140,9 @@ class Vault:
         if version != before:
             for old in (self.folder / "releases").iterdir():
                 if old.name not in (f"r{version}", f"r{before}"):
+                    shutil.rmtree(old, ignore_errors=True)
+            for old in (self.folder / "private").glob("r*"):
+                if int(old.name[1:]) < min(version, before or version):
                     shutil.rmtree(old, ignore_errors=True)
 
     def installed(self) -> int | None:
@@ -180,30 +188,44 @@ class Vault:
     def save_private(
         self, version: int, method: str, tensors: Mapping[str, "Tensor"], log: Mapping[str, Any]
     ) -> None:
-        """Keep what a method has trained; the log goes last and marks it as finished."""
+        """Keep what a method has trained; the log goes last and marks it as finished.
+
+        It takes the place of what the method had trained for the release under other settings.
+        """
         from safetensors.torch import save
 
-        name = f"private/r{version}/{method}"
-        self._write(f"{name}.safetensors", save(dict(tensors)))
-        self._write(f"{name}.json", _dumped(log))
+        name, data = f"private/r{version}/{method}", save(dict(tensors))
+        self._write(f"{name}.safetensors", data)
+        # After a kill before this, the log of other tensors must not be taken for that of these.
+        self._write(f"{name}.json", _dumped({**log, "sha256": hashlib.sha256(data).hexdigest()}))
 
     def load_private(
         self, version: int, method: str
     ) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
         """Return what a method has trained and its log, or None if it has not finished."""
         name = f"private/r{version}/{method}"
-        log, tensors = self._object(f"{name}.json"), self._tensors(f"{name}.safetensors")
-        return (tensors, log) if log is not None and tensors is not None else None
+        log, data = self._object(f"{name}.json"), self._find(f"{name}.safetensors")
+        if log is None or data is None:
+            return None
+        tensors = _tensors(data)
+        if tensors is None or log.pop("sha256", "") != hashlib.sha256(data).hexdigest():
+            return None
+        return tensors, log
 
-    def save_embedding(self, fingerprint: str, embedding: "Tensor") -> None:
-        """Keep the embedding of the history by a base model."""
+    def save_embedding(self, key: str, embedding: "Tensor") -> None:
+        """Keep the embedding of the history, and no other; the key tells what computed it."""
         from safetensors.torch import save
 
-        self._write(f"embedding/{fingerprint}.safetensors", save({"embedding": embedding}))
+        name = f"{key}.safetensors"
+        self._write(f"embedding/{name}", save({"embedding": embedding}))
+        for old in (self.folder / "embedding").iterdir():
+            if old.name != name:
+                old.unlink(missing_ok=True)
 
-    def load_embedding(self, fingerprint: str) -> "Tensor | None":
-        """Return the embedding of the history by a base model, or None."""
-        found = self._tensors(f"embedding/{fingerprint}.safetensors")
+    def load_embedding(self, key: str) -> "Tensor | None":
+        """Return the embedding of the history, or None if it is not the one of this key."""
+        data = self._find(f"embedding/{key}.safetensors")
+        found = _tensors(data) if data is not None else None
         return found["embedding"] if found is not None else None
 
     def save_statistics(self, version: int, statistics: Mapping[str, Any]) -> None:
@@ -262,18 +284,6 @@ class Vault:
             return None
         return found if isinstance(found, dict) else None
 
-    def _tensors(self, name: str) -> "dict[str, Tensor] | None":
-        """Return tensors that were kept, or None if the file is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        data = self._find(name)
-        try:
-            return load(data) if data is not None else None
-        # The library lets errors about unknown formats and impossible shapes through as they come.
-        except (SafetensorError, KeyError, TypeError, RuntimeError):
-            return None
-
     def _installed_or_none(self) -> int | None:
         try:
             return self.installed()
@@ -303,3 +313,15 @@ class Vault:
 
 def _dumped(value: Mapping[str, Any]) -> bytes:
     return json.dumps(dict(value), ensure_ascii=False, allow_nan=False, indent=2).encode()
+
+
+def _tensors(data: bytes) -> "dict[str, Tensor] | None":
+    """Return the tensors that a file holds, or None if it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    # The library lets errors about unknown formats and impossible shapes through as they come.
+    except (SafetensorError, KeyError, TypeError, RuntimeError):
+        return None

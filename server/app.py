@@ -226,7 +226,7 @@ def _gather_sum(a_round: _Round, on_reply: OnReply) -> Record:
         deadline_seconds=a_round.config.rounds.deadline_seconds,
         on_reply=on_reply,
     )
-    honest = honest_devices(summed.needed, settings.honest_share)
+    honest = honest_devices(summed.needed, summed.joined, settings.honest_share)
     variance = share_variance(multiplier, honest)
     privacy = a_round.privacy(summed_multiplier(variance, honest, length), variance)
     return describe_sum(a_round.installed, summed, a_round.experts, privacy)

@@ -56,6 +56,7 @@ def export(
     config: Annotated[
         Path | None, typer.Option(help="TOML file; default: the config of the release's run.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a former export.")] = False,
 ) -> None:
     """Write one part of a release as a PEFT adapter.
 
@@ -68,7 +69,7 @@ def export(
     from shared.release_files import verify_files
 
     quiet_libraries()
-    check_target(out)
+    check_target(out, force)
     found = config or folder.resolve().parent.parent / "config.toml"
     if not found.is_file():
         raise MesofedError(f"Expected the run's config.toml at {found}; name one with --config.")
@@ -98,7 +99,7 @@ def export(
             holds += "and means nothing without it."
         else:
             lora = concatenate([unpacked.population, lora])
-    typer.echo(export_adapter(lora, out, base, holds))
+    typer.echo(export_adapter(lora, out, base, holds, force))
 
 
 @release.command()

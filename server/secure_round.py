@@ -47,8 +47,8 @@ class SecureSum:
     Attributes
     ----------
     opened : Opened
-    needed : int
-        Devices that the session needed: what each one's noise is a share for.
+    needed, joined : int
+        Devices that the session needed, and that were in it: each one's noise is a share for both.
     refused : tuple of Refused
         Of all stages.
     bytes_down, bytes_up : dict of int to int
@@ -57,6 +57,7 @@ class SecureSum:
 
     opened: Opened
     needed: int
+    joined: int
     refused: tuple[Refused, ...]
     bytes_down: dict[int, int]
     bytes_up: dict[int, int]
@@ -170,6 +171,7 @@ def gather_sum(
     return SecureSum(
         opened,
         state.needed,
+        len(state.nodes),
         tuple(sorted(refused, key=lambda entry: entry.node)),
         _total([found.bytes_down for found in heard]),
         _total([found.bytes_up for found in heard]),

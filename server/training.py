@@ -244,6 +244,8 @@ def _bank(
     def train() -> tuple[Tensors, Log]:
         members = [(corpus.users[i].user_id, corpus.samples[i]) for i in chosen]
         total = _tokens([samples for _, samples in members]) * config.bank.epochs
+        # In a deployment nobody may repeat the noise, not even from the configuration.
+        secret = secrets.randbits(63) if config.rounds.devices else None
         with stage("meta-LoRA bank", total, "tokens"):
             trained = train_bank(
                 base,
@@ -251,14 +253,17 @@ def _bank(
                 members,
                 config.bank,
                 seed,
-                # In a deployment nobody may repeat the noise, not even from the configuration.
-                secrets.randbits(63) if config.rounds.devices else None,
+                secret,
                 config.rounds.count,
             )
         return {"rows": trained.slab.rows}, {
             **_log(trained),
             "anchors": [name for name, _ in members],
-            **_privacy(trained, config.bank.clip_norm),
+            **_privacy(
+                trained,
+                config.bank.clip_norm,
+                _NOISE_OF_SEED if secret is None else _NOISE_OF_SYSTEM,
+            ),
         }
 
     rows = _finished(folder, "bank", train)["rows"]
@@ -273,7 +278,14 @@ def _log(trained: Trained | TrainedExperts) -> Log:
     return {"tokens": trained.tokens, "curves": trained.curves}
 
 
-def _privacy(trained: Trained, clip_norm: float) -> Log:
+_NOISE_OF_SEED = (
+    "from the run's seed, as in every simulation: it can be repeated, and whoever knows the seed "
+    "can take the noise away, so the budget below protects nobody from them"
+)
+_NOISE_OF_SYSTEM = "from the system's randomness, kept nowhere: it cannot be repeated"
+
+
+def _privacy(trained: Trained, clip_norm: float, noise: str) -> Log:
     """Return what a private training guarantees and how, for the stage's log."""
     if not isinstance(trained, PrivatelyTrained):
         return {}
@@ -282,6 +294,7 @@ def _privacy(trained: Trained, clip_norm: float) -> Log:
         "privacy": {
             "unit": "one sample of an anchor",
             "accountant": "dp-accounting, privacy loss distributions, Poisson sampling",
+            "noise": noise,
             "clip_norm": clip_norm,
             "anchors": budgets,
         }

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from shared import smollm2
 
@@ -22,8 +23,8 @@ class ModelInfo:
         Where the weights come from.
     formats : tuple of str
         What ``base.format`` may be on this machine.
-    ready : bool
-        Whether it loads now, without installing anything.
+    ready : str
+        Whether it loads now: yes, no, or on what that depends.
     note : str
         What it is good for, or what to do to have it.
     """
@@ -32,7 +33,7 @@ class ModelInfo:
     parameters: int | None
     where: str
     formats: tuple[str, ...]
-    ready: bool
+    ready: str
     note: str
 
 
@@ -54,16 +55,40 @@ def available_models() -> list[ModelInfo]:
             TINY_PARAMETERS,
             "made in code",
             formats,
-            True,
+            "yes",
             "random weights over bytes: for tests and trials, it knows nothing",
         ),
-        ModelInfo("smollm2", smollm2.PARAMETERS, where, formats, found is not None, note),
+        ModelInfo("smollm2", smollm2.PARAMETERS, where, formats, "yes" if found else "no", note),
         ModelInfo(
-            "FOLDER or ID",
+            "FOLDER",
             None,
-            "a local folder, or the Hugging Face hub",
+            "a local folder",
             formats,
-            True,
-            "any causal language model of transformers with safetensors weights",
+            "if it is there",
+            "any causal language model of transformers with safetensors weights, as a folder",
         ),
+        _of_hub(formats),
     ]
+
+
+def _of_hub(formats: tuple[str, ...]) -> ModelInfo:
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    # The hub is not asked: there may be no network.
+    kept = sorted(
+        {
+            path.parents[2].name.removeprefix("models--").replace("--", "/")
+            for path in Path(HF_HUB_CACHE).glob("models--*/snapshots/*/config.json")
+            if any(path.parent.glob("*.safetensors"))
+        }
+    )
+    names = ", ".join(kept) or "none"
+    others = "HF_HUB_OFFLINE forbids to load others" if HF_HUB_OFFLINE else "others need network"
+    return ModelInfo(
+        "ORG/NAME",
+        None,
+        "the Hugging Face hub",
+        formats,
+        "if downloaded" if HF_HUB_OFFLINE else "if downloaded, or with network",
+        f"the same from the Hugging Face hub; downloaded here: {names}; {others}",
+    )

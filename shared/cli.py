@@ -97,7 +97,7 @@ def check(
 ) -> None:
     """Read a corpus file to its end; say what it holds and what is wrong with it.
 
-    Exit code 1 if anything is wrong.
+    Exit code 1 if anything is wrong, or there are too few people for a simulation.
     """
     from shared.corpus.load import check_file
     from shared.corpus.problems import advice
@@ -125,7 +125,7 @@ def check(
             f"({MIN_SERVER_USERS} of the server and a device); these are {report.users}.\n"
             f"Next: add people, one a line, and check again."
         )
-        return
+        raise typer.Exit(FAILED)
     settings = [f"corpus.source={report.source}", f"corpus.path={report.path}"]
     settings += [f"corpus.outputs={outputs}"] if outputs else []
     line = command("simulate", *(part for setting in settings for part in ("--set", setting)))
@@ -163,8 +163,7 @@ def _models() -> None:
     found = available_models()
     for model in found:
         parameters = f"{model.parameters:,}" if model.parameters else ""
-        ready = "yes" if model.ready else "no"
-        table.add_row(model.name, parameters, " ".join(model.formats), ready)
+        table.add_row(model.name, parameters, " ".join(model.formats), model.ready)
     console.print(table)
     console.print()
     # Beside four other columns, a note would be a strip of a few words a line.

@@ -4,7 +4,9 @@ A run is described by one TOML file; every field below may also be set on the co
 ``--set section.field=value``. Unknown names are refused, so a typing error cannot pass silently.
 """
 
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -14,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from shared.errors import MesofedError
 from shared.methods import METHODS
+from shared.suggestion import check_choices, suggestion
 
 Format = Literal["fp32", "bf16", "int8", "nf4"]
 
@@ -149,7 +152,7 @@ class PrivacyConfig(Section):
         0.67,
         ge=0.5,
         le=1,
-        description="central: of those that a sum needs, so many tell nobody their noise",
+        description="central: of the devices that join a sum, so many tell nobody their noise",
     )
     minimum_devices: int = Field(
         3, ge=3, le=10_000, description="central: a device joins no smaller sum"
@@ -199,9 +202,7 @@ class RunConfig(ExperimentConfig):
     @field_validator("methods")
     @classmethod
     def _methods_are_declared(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in METHODS]
-        if unknown or not names:
-            raise ValueError(f"expected some of {', '.join(METHODS)}; got {unknown or 'none'}")
+        check_choices(names, METHODS)
         return names
 
     @model_validator(mode="after")
@@ -239,12 +240,29 @@ def _override(data: dict[str, Any], assignment: str) -> None:
     data[field] = value
 
 
-def _said(error: ErrorDetails) -> str:
+def _said(error: ErrorDetails, kind: type[BaseModel]) -> str:
+    name, came = ".".join(map(str, error["loc"])) or "config", error["input"]
+    said = error["msg"]
+    if error["type"] == "value_error":  # our own, which says what came where that helps
+        return f"{name}: {said.removeprefix('Value error, ')}"
     if error["type"] == "extra_forbidden":
-        return "there is no such setting (the .toml file in the folder of any run has them all)"
-    if error["type"] == "tuple_type":
-        return 'expected a list, such as \'["one","two"]\''
-    return error["msg"].removeprefix("Value error, ")
+        meant = suggestion(name, _names(kind))
+        said = f"there is no such setting{meant or ' (the .toml file of any run has them all)'}"
+    elif error["type"] == "tuple_type":
+        said = 'expected a list, such as \'["one","two"]\''
+    elif error["type"] == "literal_error" and isinstance(came, str):
+        choices = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))
+        return f"{name}: {said}; got {came!r}{suggestion(came, choices)}"
+    return f"{name}: {said}; got {came!r}"
+
+
+def _names(kind: type[BaseModel], before: str = "") -> Iterator[str]:
+    """Yield the name of every setting and section."""
+    for name, field in kind.model_fields.items():
+        yield before + name
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _names(inner, f"{before}{name}.")
 
 
 def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -275,10 +293,7 @@ def read_settings(
     try:
         config = kind.model_validate(data)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'config'}: {_said(e)}; got {e['input']!r}"
-            for e in error.errors(include_url=False)
-        ]
+        lines = [f"  {_said(e, kind)}" for e in error.errors(include_url=False)]
         raise MesofedError("\n".join(["The configuration is not valid:", *lines])) from error
     # A run may be resumed from another folder.
     absolute: dict[str, Section] = {"corpus": _absolute(config.corpus, "path", "outputs")}

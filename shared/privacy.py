@@ -75,7 +75,8 @@ class LedgerEntry:
         ):
             raise MesofedError(
                 "Expected an entry of a privacy ledger; got something else. The device sends "
-                "nothing while it cannot tell what it has spent. Restore the vault from a copy."
+                "nothing while it cannot tell what it has spent, and no older copy can. Begin anew "
+                "with `mesofed device forget`; that vault's budget then comes on top of this one's."
             )
         return LedgerEntry(**data)
 
@@ -144,9 +145,23 @@ def share_variance(noise_multiplier: float, honest: int) -> int:
     return max(1, math.ceil(Fraction(noise_variance(noise_multiplier), honest)))
 
 
-def honest_devices(needed: int, honest_share: float) -> int:
-    """Return how many honest devices the noise may count on among ``needed`` in the sum."""
-    return max(1, math.floor(needed * honest_share + 1e-9))
+def honest_devices(needed: int, devices: int, honest_share: float) -> int:
+    """Return how many honest devices the noise may count on in the smallest sum.
+
+    The dishonest ones of all may be in the sum while honest ones stay away, so every one of them
+    is missing among the ``needed``. A device is honest to itself: one there always is.
+
+    Parameters
+    ----------
+    needed : int
+        Devices without which the sum is not opened.
+    devices : int
+        All that joined the sum, and so may be in it.
+    honest_share : float
+        Of all.
+    """
+    dishonest = math.floor((1 - honest_share) * devices + 1e-9)
+    return max(1, needed - dishonest)
 
 
 def summed_multiplier(variance: int, honest: int, length: int) -> float:

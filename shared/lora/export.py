@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 OWN = frozenset({"adapter_config.json", "adapter_model.safetensors", CARD})
-"""What an export writes, and so may replace."""
+"""What an export writes, and so may replace where it is told to."""
 
 SNIPPET = """\
 from peft import PeftModel
@@ -39,8 +39,8 @@ CONVERTED = (
 )
 
 
-def check_target(folder: Path) -> None:
-    """Refuse a folder that holds anything but an adapter that was exported before.
+def check_target(folder: Path, force: bool = False) -> None:
+    """Refuse a folder that holds anything; with ``force``, but an adapter exported before.
 
     Raises
     ------
@@ -49,24 +49,31 @@ def check_target(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise MesofedError(f"Expected a folder in --out; {folder} is a file. Name another.")
-    others = (
-        sorted(p.name for p in folder.iterdir() if p.name not in OWN) if folder.exists() else []
-    )
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    others = [name for name in held if name not in OWN]
     if others:
         raise MesofedError(
-            f"Expected --out to be new, empty or a former export; {folder} holds "
-            f"{', '.join(others[:3])}{' and more' if others[3:] else ''}. Name another folder; "
-            "nothing was changed."
+            f"Expected --out to be new or empty; {folder} holds {', '.join(others[:3])}"
+            f"{' and more' if others[3:] else ''}. Name another folder; nothing was changed."
+        )
+    if held and not force:
+        raise MesofedError(
+            f"Expected --out to be new or empty; {folder} holds {', '.join(held)}, as an export "
+            "leaves them. Add --force to replace them, or name another folder; nothing was changed."
         )
 
 
-def export_adapter(lora: "Lora", folder: Path, base: "BaseModel", holds: str) -> str:
+def export_adapter(
+    lora: "Lora", folder: Path, base: "BaseModel", holds: str, force: bool = False
+) -> str:
     """Write an adapter and its card; return what to tell the user.
 
     Parameters
     ----------
     holds : str
         What the adapter is, as a sentence.
+    force : bool
+        Replace an adapter that was exported before.
 
     Raises
     ------
@@ -75,7 +82,7 @@ def export_adapter(lora: "Lora", folder: Path, base: "BaseModel", holds: str) ->
     """
     from shared.lora.peft_format import save_peft
 
-    check_target(folder)
+    check_target(folder, force)
     place = loadable_base(base.name)
     save_peft(lora, folder, place)
     told = f"{holds} Rank {lora.rank}, trained on {base.name} in {base.format}."

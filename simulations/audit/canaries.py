@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from client.device import Device
 from client.vault import Vault
 from shared.corpus.user import ProfileItem, Query, User
 from shared.lora.lora import LinearMap
@@ -71,10 +72,12 @@ def canary_tensors(maps: tuple[LinearMap, ...], seed: int, device: int) -> dict[
     }
 
 
-def plant(
-    vault: Vault, person: User, maps: tuple[LinearMap, ...], seed: int, device: int, rounds: int
-) -> tuple[Canary, ...]:
-    """Let a person with canaries move in to a vault, and plant a user LoRA for every release."""
+def plant(home: Device, person: User, device: int, rounds: int) -> tuple[Canary, ...]:
+    """Let a person with canaries move in to a vault, and plant a user LoRA for every release.
+
+    The device takes it for what it has trained itself, and trains no other in its place.
+    """
+    vault, seed = home.vault, home.seed
     texts = {
         kind: canary_text(seed, device, kind)
         for kind in ("history text", "target", "item id", "user id", "query", "gold", "file name")
@@ -93,8 +96,8 @@ def plant(
         )
     )
     (vault.folder / f"{texts['file name']}.txt").write_text("a person's own file", encoding="utf-8")
-    tensors = canary_tensors(maps, seed, device)
-    log = {"curve": [], "tokens": 0, "seconds": 0.0}
+    tensors = canary_tensors(home.base.maps, seed, device)
+    log = {"settings": home.settings, "curve": [], "tokens": 0, "seconds": 0.0}
     for release in range(1, rounds + 1):
         vault.save_private(release, PLANTED_METHOD, {**tensors, "weights": torch.ones(1)}, log)
     return (

@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from client.device import Device
 from server.app import app as server_app
 from shared.progress import stage
 from shared.secure_aggregation.graph import threshold_of
@@ -219,7 +220,9 @@ def _failed(left: Sequence[Left], honest: Set[int], mode: str) -> int:
 def _moved_in(ground: Ground, run: Path, device: int) -> tuple[Canary, ...]:
     vault = vault_of(ground, run, device)
     person = ground.devices[device % len(ground.devices)].given
-    canaries = plant(vault, person, ground.base.maps, ground.config.seed, device, rounds=1)
+    config, methods = ground.config, (PLANTED_METHOD, TRAINED_METHOD)
+    home = Device(ground.base, vault, methods, config.private, config.seed)
+    canaries = plant(home, person, device, rounds=1)
     if not really_there(vault, canaries):
         raise RuntimeError(f"a canary is not in {vault.folder}, where it was planted")
     return canaries

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from shared.config import ExperimentConfig, RunConfig, Section, TrainingConfig
+from shared.suggestion import check_choices
 
 Setting = Literal["centralized", "federated"]
 
@@ -101,9 +102,7 @@ class ComparisonConfig(ExperimentConfig):
     def _methods_are_declared(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         from simulations.comparison.catalogue import CONTENDERS
 
-        unknown = [name for name in names if name not in CONTENDERS]
-        if unknown or not names:
-            raise ValueError(f"expected some of {', '.join(CONTENDERS)}; got {unknown or 'none'}")
+        check_choices(names, CONTENDERS)
         return tuple(dict.fromkeys(names))
 
     @field_validator("slices")

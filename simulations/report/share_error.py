@@ -89,7 +89,7 @@ class ShareErrors:
 def share_errors(run: Run) -> ShareErrors | None:
     """Return the errors for a run; None as :func:`federation_of` does."""
     federation = federation_of(run)
-    return None if federation is None else _measured(federation)
+    return None if federation is None else measured(federation)
 
 
 def federation_of(run: Run) -> Federation | None:
@@ -125,7 +125,8 @@ def federation_of(run: Run) -> Federation | None:
 
 # A run is reported on more than once, and nothing here changes between.
 @lru_cache(maxsize=8)
-def _measured(federation: Federation) -> ShareErrors:
+def measured(federation: Federation) -> ShareErrors:
+    """Return the errors that a federation would have, by mode and budget."""
     privacy = federation.privacy
     own = privacy.mode if privacy.mode in federation.modes else None
     return ShareErrors(
@@ -145,7 +146,7 @@ def share_error(federation: Federation, mode: str, epsilon: float) -> float:
     """Return the mean absolute error of a share, over repeated rounds of one mode and budget."""
     multiplier = calibrate(epsilon, federation.privacy.delta, federation.rounds)
     generator = random.Random(derive_seed(0, "share error", mode, str(epsilon)))
-    honest = honest_devices(federation.needed, federation.privacy.honest_share)
+    honest = honest_devices(federation.needed, federation.devices, federation.privacy.honest_share)
     variance = noise_variance(multiplier) if mode == "local" else share_variance(multiplier, honest)
 
     def vector(statistics: RouterStatistics) -> list[int]:

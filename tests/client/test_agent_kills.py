@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,15 @@ def check(agent: Agent, received: list[Said], kills: int) -> None:
     vault = agent.device.vault
     assert vault.person().user_id == "wilhelmina"
     assert vault.installed() in (None, 1, 2)
-    kept = [
-        (entry["request"], entry["release"], base64.b64decode(entry["content"]))
-        for entry in vault.journal.entries()
-    ]
-    rest = iter(kept)
-    assert all(one in rest for one in received), "the journal lost what a client has received"
+    entries = vault.sent.entries()
+    kept = [(e["request"], e["release"], base64.b64decode(e["content"])) for e in entries]
+    assert len(set(kept)) == len(kept), "an answer that was repeated is in the journal twice"
+    times = Counter({one: e["times"] for one, e in zip(kept, entries, strict=True)})
+    assert Counter(received) <= times, "the journal lost what a client has received"
+    firsts = list(dict.fromkeys(received))
+    assert [one for one in kept if one in firsts] == firsts
     # A kill may leave one answer that was written down and not received, and no more.
-    assert len(kept) <= len(received) + kills
+    assert times.total() <= len(received) + kills
     for version in (1, 2):
         said = {data for request, n, data in kept if (request, n) == (ROUTER_STATISTICS, version)}
         assert len(said) <= 1, "two different statistics for one release"

@@ -134,7 +134,7 @@ def test_a_server_cannot_name_another_agent_or_folder(
     with serving(agent):
         reply = app(message(ROUTER_STATISTICS, statistics_request(1)), context)
     assert reply.error.code == Refusal.REQUEST_REFUSED
-    assert agent.device.vault.journal.entries() == []
+    assert agent.device.vault.sent.entries() == []
     assert not list(agent.device.vault.folder.glob("errors"))
 
 

@@ -1,5 +1,6 @@
 """`mesofed device`: create, ask and export a vault."""
 
+import base64
 import io
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, RecordDict
 
 from client.agent import owned
 from client.agent_call import ask_agent
@@ -88,6 +90,17 @@ def test_ask_answers_as_the_device_does(
     assert all(answers.values())
 
 
+def test_the_settings_of_the_run_are_named_where_nobody_names_others(
+    federation: Any, vault: Path, mesofed: Any
+) -> None:
+    own = federation.run_dir / "config.toml"
+    ask = ("device", "ask", vault, "post: a day\nheadline:", "--method", "population")
+    done, named = mesofed(*ask), mesofed(*ask, "--config", own)
+    assert done.err.count(f"Settings: {own}") == 1
+    assert "Settings:" not in done.out + named.text
+    assert done.out == named.out
+
+
 def test_export_writes_the_whole_stack_of_the_person(
     federation: Any, vault: Path, base: BaseModel, mesofed: Any, tmp_path: Path
 ) -> None:
@@ -99,6 +112,9 @@ def test_export_writes_the_whole_stack_of_the_person(
     config = federation.config
     device = Device(base, Vault(vault), config.methods, config.private, config.seed)
     stack = device.personalised("meso-tuned")
+    again = mesofed(*arguments)
+    assert (again.code, "Add --force" in again.text) == (1, True)
+    assert mesofed(*arguments, "--force").code == 0
     loaded = load_peft(tmp_path / "mine", base.maps)
     for name, factors in loaded:
         assert stack.private is not None
@@ -478,13 +494,13 @@ def test_a_vault_is_not_forgotten_while_an_agent_has_it(mesofed: Any, sealed: Pa
     assert contents(sealed) == before
 
 
-@pytest.mark.parametrize("name", ["person.jsonl", "journal", "installed.json"])
+@pytest.mark.parametrize("name", ["person.jsonl", "journal", "journal.end", "installed.json"])
 def test_inspect_names_the_damaged_file(
     mesofed: Any, sealed: Path, federation: Any, name: str
 ) -> None:
     home = opened(sealed)
     home.install(1, federation.release_files(1))
-    home.journal.append({"time": "t", "request": "r", "release": 1, "content": ""})
+    home.sent.add({"time": "t", "request": "r", "release": 1, "question": "", "content": ""})
     data = bytearray((sealed / name).read_bytes())
     data[len(data) // 2] ^= 1
     (sealed / name).write_bytes(bytes(data))
@@ -511,13 +527,33 @@ def test_inspect_says_what_privacy_is_left(mesofed: Any, tmp_path: Path) -> None
     config.write_text('[privacy]\nmode = "local"\nepsilon = 6.0\ndelta = 1e-6\n', encoding="utf-8")
     for release in (1, 2):
         entry = LedgerEntry(release, "local", 3.0, "2026-11-24T08:00:00+00:00")
-        home.journal.append(
-            {"time": "", "request": "r", "release": release, "content": "", "ledger": asdict(entry)}
+        home.sent.add(
+            {
+                **{"time": "", "request": "r", "release": release, "question": "", "content": ""},
+                "ledger": asdict(entry),
+            }
         )
     done = mesofed("device", "inspect", tmp_path / "vault", "--config", config)
     assert done.code == 0, done.text
     cost = spent([LedgerEntry(1, "local", 3.0, "")] * 2, 1e-6)
     assert f"Privacy: epsilon {cost:.3f} of 6 is spent, at delta 1e-06, by 2 answers" in done.text
+
+
+def test_inspect_says_how_often_an_answer_was_sent(mesofed: Any, tmp_path: Path) -> None:
+    home = Vault(tmp_path / "vault")
+    home.move_in(User("me", (), ()))
+    data = content_to_bytes(RecordDict({"a": ConfigRecord({"b": 1})}))
+    content = base64.b64encode(data).decode()
+    for at in ("08:00", "08:01", "08:02"):
+        home.sent.add(
+            {"time": at, "request": "r", "release": 1, "question": "", "content": content}
+        )
+    home.sent.add({"time": "09:00", "request": "r", "release": 2, "question": "", "content": ""})
+    done = mesofed("device", "inspect", tmp_path / "vault")
+    assert done.code == 0, done.text
+    assert f"Sent: 4 answers, 2 of them repeats, {3 * len(data)} bytes in all" in done.text
+    assert "08:00 r release 1 the same 3 times, last at 08:02" in done.text
+    assert "the same 1" not in done.text
 
 
 def test_without_a_terminal_a_passphrase_is_not_asked_for(

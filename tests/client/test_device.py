@@ -22,6 +22,7 @@ from client.simulated import open_simulated
 from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
+from shared.embedding import embed_user
 from shared.errors import MesofedError
 from shared.lora.algebra import base_weights, merged, scale
 from shared.protocol import RouterStatistics, statistics_from_record, statistics_to_record
@@ -120,6 +121,54 @@ def test_a_method_that_was_cut_short_is_trained_to_the_same_bytes(
     (settled.vault.folder / "private" / "r2" / "oppu.safetensors").write_bytes(b"half")
     settle(settled, federation.release_files(2))
     assert private_tensors(settled.vault.folder, 2) == before
+
+
+def lone(device: Device, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What a device trains in an empty vault."""
+    folder = device.vault.folder.with_name(f"{device.vault.folder.name}-lone")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh = replace(device, vault=Vault(folder))
+    fresh.vault.trust(device.vault.trusted())
+    fresh.vault.move_in(device.vault.person())
+    return private_tensors(folder, settle(fresh, files))
+
+
+def test_other_settings_train_anew_and_are_never_taken_for_each_other(
+    federation: Any, settled: Device
+) -> None:
+    files, before = federation.release_files(2), private_tensors(settled.vault.folder, 2)
+    private = settled.private
+    for changed in (
+        replace(settled, private=private.model_copy(update={"epochs": private.epochs + 1})),
+        replace(settled, seed=settled.seed + 1),
+        replace(settled, base=replace(settled.base, max_tokens=24)),
+    ):
+        with pytest.raises(MesofedError, match="under other settings"):
+            changed.personalised("oppu")
+        settle(changed, files)
+        found = private_tensors(settled.vault.folder, 2)
+        assert found["oppu.safetensors"] != before["oppu.safetensors"]
+        assert found == lone(changed, files)
+        assert changed.personalised("oppu").private is not None
+        with pytest.raises(MesofedError, match="under other settings"):
+            settled.personalised("oppu")
+    settle(settled, files)
+    assert private_tensors(settled.vault.folder, 2) == before
+    # One of each is kept, however often the settings change.
+    assert len(private_files(settled.vault.folder, 2)) == 4
+    assert len(list((settled.vault.folder / "embedding").iterdir())) == 1
+
+
+def test_fewer_tokens_give_another_embedding(settled: Device) -> None:
+    settled.prepare()
+    shorter = replace(settled, base=replace(settled.base, max_tokens=24))
+    shorter.prepare()
+    (path,) = (settled.vault.folder / "embedding").iterdir()
+    found = settled.vault.load_embedding(path.stem)
+    expected = embed_user(shorter.base, settled.vault.person().history)
+    assert found is not None
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, embed_user(settled.base, settled.vault.person().history))
 
 
 def flipped(files: dict[str, bytes]) -> dict[str, bytes]:

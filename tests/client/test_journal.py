@@ -236,7 +236,7 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
         child = os.fork()
         if child == 0:
             try:
-                Journal._read = slowly(Journal._read)  # type: ignore[method-assign]
+                Journal.read = slowly(Journal.read)  # type: ignore[method-assign]
                 for number in range(count):
                     journal.append({"by": name, "n": number})
                 os._exit(0)
@@ -291,14 +291,14 @@ class Histories(RuleBasedStateMachine):
     @rule(entry=ENTRY, share=st.floats(0, 1, exclude_max=True))
     def killed(self, entry: dict[str, Any], share: float) -> None:
         """A kill in the middle of a write, or a power cut before its end reached the disk."""
-        begin = self.journal._read()[1]  # an append takes away what a former kill has left
+        begin = self.journal.read()[1].bytes  # an append takes away what a former kill has left
         self.journal.append(entry)
         os.truncate(self.path, begin + int(share * (self.path.stat().st_size - begin)))
 
     @precondition(lambda self: self.path.exists())
     @rule(entry=ENTRY, room=st.integers(0, 20))
     def full(self, entry: dict[str, Any], room: int) -> None:
-        size = self.journal._read()[1]
+        size = self.journal.read()[1].bytes
         with no_file_beyond(size + room), contextlib.suppress(MesofedError):
             self.journal.append(entry)
             self.kept.append(json.loads(json.dumps(entry)))

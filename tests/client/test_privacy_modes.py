@@ -132,7 +132,7 @@ def test_statistics_leave_once_with_one_noise_and_the_same_question_gets_the_sam
     assert len(ledger(Vault(tmp_path))) == 1
     with pytest.raises(MesofedError, match="left this device before"):
         answer(device(tmp_path, ENOUGH), NOISED_STATISTICS, noised_request(1, 2 * NOISE))
-    assert len(Vault(tmp_path).journal.entries()) == 2
+    assert len(Vault(tmp_path).sent.entries()) == 1
 
 
 def test_what_has_left_without_noise_cannot_be_asked_for_with_it(tmp_path: Path) -> None:
@@ -186,10 +186,29 @@ def test_a_question_about_another_release_gets_no_answer(tmp_path: Path) -> None
 def test_a_damaged_ledger_stops_the_device(tmp_path: Path) -> None:
     one = device(tmp_path, ENOUGH)
     answer(one, NOISED_STATISTICS, noised_request(1, NOISE))
-    entry = one.vault.journal.entries()[0]
-    one.vault.journal.append({**entry, "ledger": {"release": 1}})
+    (entry,) = one.vault.sent.journal.entries()
+    one.vault.sent.journal.append({**entry, "ledger": {"release": 1}})
     with pytest.raises(MesofedError, match="privacy ledger"):
         answer(device(tmp_path, ENOUGH, 2), NOISED_STATISTICS, noised_request(2, NOISE))
+
+
+def test_an_older_copy_of_the_journal_answers_nothing_again(tmp_path: Path) -> None:
+    """A second answer to the same question, under fresh noise, would halve the noise."""
+    one, noise = device(tmp_path, ENOUGH), calibrate(8.0, 1e-5, 2)
+    answer(one, NOISED_STATISTICS, noised_request(1, noise))
+    copy = one.vault.sent.journal.path.read_bytes()
+    two = device(tmp_path, ENOUGH, 2)
+    first = answer(two, NOISED_STATISTICS, noised_request(2, noise))
+    newest = one.vault.sent.journal.path.read_bytes()
+    one.vault.sent.journal.path.write_bytes(copy)
+    for again in (two, device(tmp_path, ENOUGH, 2)):
+        for release in (1, 2):
+            with pytest.raises(MesofedError, match="an older copy"):
+                answer(again, NOISED_STATISTICS, noised_request(release, noise))
+        with pytest.raises(MesofedError, match="an older copy"):
+            ledger(again.vault)
+    one.vault.sent.journal.path.write_bytes(newest)
+    assert answer(two, NOISED_STATISTICS, noised_request(2, noise)) == first
 
 
 # Secure sums, with a new process for every message.
@@ -278,7 +297,7 @@ def test_no_answer_holds_the_vector_and_the_vault_keeps_its_secrets(tmp_path: Pa
     vector = DeviceSession.from_bytes(kept).vector
     assert vector is not None
     sent = b"".join(
-        base64.b64decode(entry["content"]) for entry in a_sum.device(1).vault.journal.entries()
+        base64.b64decode(entry["content"]) for entry in a_sum.device(1).vault.sent.entries()
     )
     assert a_sum.server.masked[a_sum.server.nodes.index(1)].data in sent
     for value in (*vector, *encode(STATISTICS)):
@@ -286,6 +305,22 @@ def test_no_answer_holds_the_vector_and_the_vault_keeps_its_secrets(tmp_path: Pa
             assert (value % 2**64).to_bytes(8, "little") not in sent
     path = tmp_path / "1" / "sessions" / "r1.json"
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_sums_are_not_begun_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer is another one, so a server that begins ever new ones would fill the journal."""
+    monkeypatch.setattr("client.secure_sum.MOST_SUMS", 3)
+    one = device(tmp_path, CENTRAL)
+    questions = [request_content(Session(1, 1, bytes([n]) * 32, 1.0)) for n in range(5)]
+    for question in questions[:3]:
+        answer(one, KEYS, question)
+    for question in questions[3:]:
+        with pytest.raises(MesofedError, match="at most 3 secure sums"):
+            answer(one, KEYS, question)
+    assert answer(one, KEYS, questions[2])
+    assert [entry["times"] for entry in one.vault.sent.entries()] == [1, 1, 2]
+    later = device(tmp_path, CENTRAL, release=2)
+    assert answer(later, KEYS, request_content(Session(1, 2, b"n" * 32, 1.0)))
 
 
 def test_another_session_may_begin_until_the_masked_vector_has_left(tmp_path: Path) -> None:
@@ -420,7 +455,7 @@ def test_a_request_beyond_its_byte_budget_is_refused(tmp_path: Path) -> None:
     assert refusal(lambda: answer(one, ROUTER_STATISTICS, content)) is Refusal.MALFORMED_REQUEST
     large = RecordDict({**statistics_request(1), "pad": ConfigRecord({"x": b"x" * 10_000})})
     assert refusal(lambda: answer(one, ROUTER_STATISTICS, large)) is Refusal.MALFORMED_REQUEST
-    assert one.vault.journal.entries() == []
+    assert one.vault.sent.entries() == []
 
 
 def test_bytes_that_were_tampered_with_never_crash_a_device_nor_charge_it_twice(

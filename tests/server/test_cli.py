@@ -91,7 +91,11 @@ def test_export_outside_a_run_asks_for_the_config(
     refused = mesofed(*arguments)
     assert refused.code == 1
     assert "name one with --config" in refused.text
-    assert mesofed(*arguments, "--config", federation.run_dir / "config.toml").code == 0
+    configured = (*arguments, "--config", federation.run_dir / "config.toml")
+    assert mesofed(*configured).code == 0
+    again = mesofed(*configured)
+    assert (again.code, "Add --force" in again.text) == (1, True)
+    assert mesofed(*configured, "--force").code == 0
 
 
 def test_export_leaves_a_folder_with_other_things_alone(

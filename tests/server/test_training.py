@@ -303,6 +303,10 @@ def test_a_bank_under_differential_privacy_says_so_in_its_log(
         assert budget["releases"] == 2  # rounds.count
         assert 3.9 < budget["epsilon"] <= 4.0
         assert budget["delta"] == 1e-5
+    # Whoever has the configuration has the noise, and the log says so.
     assert train_bank()[1] == bank
+    assert "whoever knows the seed can take the noise away" in log["privacy"]["noise"]
     # In a deployment the noise does not follow from the configuration.
-    assert train_bank(devices=3)[1] != bank
+    log, others = train_bank(devices=3)
+    assert others != bank
+    assert log["privacy"]["noise"].startswith("from the system's randomness, kept nowhere")

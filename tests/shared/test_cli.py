@@ -143,7 +143,7 @@ def test_too_few_people_for_a_simulation_are_said_to_be(mesofed: Any, tmp_path: 
     path = tmp_path / "people.jsonl"
     path.write_text(person("ann") + person("bo"), encoding="utf-8")
     done = mesofed("data", "check", path)
-    assert done.code == 0, done.text
+    assert done.code == 1
     assert "too few people for a simulation: it needs at least 3 users" in done.text
     assert "mesofed simulate" not in done.text
 

@@ -67,8 +67,10 @@ def test_later_overrides_win() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("sed=1", "sed: there is no such setting"),
-        ("bank.anchor=1", r"bank\.anchor: there is no such setting"),
+        ("sed=1", r"sed: there is no such setting \(did you mean 'seed'\?\); got 1$"),
+        ("bank.anchor=1", r"bank\.anchor: there is no such setting \(did .* 'bank\.anchors'\?\)"),
+        ("bnk.anchors=1", r"bnk: there is no such setting \(did you mean 'bank'\?\)"),
+        ("nonsense=1", r"nonsense: there is no such setting \(the \.toml file"),
         ("bank.anchors.count=1", r"bank\.anchors"),
         ("seed=many", "seed: .*integer.*'many'"),
         ("seed=1.5", "seed: .*1.5"),
@@ -78,10 +80,15 @@ def test_later_overrides_win() -> None:
         ("bank.temperature=nan", "bank.temperature"),
         ("private.stack_rank=5", "private.stack_rank: .*less than or equal to 4"),
         ("base.format=fp8", "base.format: .*'fp32', 'bf16', 'int8' or 'nf4'; got 'fp8'"),
-        ("engine=spark", "engine"),
+        ("engine=spark", "engine: .*; got 'spark'$"),
+        ("engine=locl", r"engine: .*; got 'locl' \(did you mean 'local'\?\)$"),
         ("rounds.quorum=1.1", "rounds.quorum"),
         ("methods=[]", "methods: .*expected some of base, population"),
-        ('methods=["base", "magic"]', r"got \['magic'\]"),
+        ('methods=["base", "magic"]', r"meso-r4; got 'magic'$"),
+        (
+            'methods=["oppo", "mes"]',
+            r"got 'oppo' \(did you mean 'oppu'\?\), 'mes' \(did .*'meso'\?\)$",
+        ),
         ("methods=oppu", "methods"),
         ("corpus.source=jsonl", "needs corpus.path=FILE"),
         ("seed", "Expected --set section.field=value; got 'seed'"),
@@ -102,6 +109,21 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(MesofedError) as error:
         load_config(overrides=("seed=-1", "bank.rank=0", "nonsense=1"))
     assert all(name in str(error.value) for name in ("seed", "bank.rank", "nonsense"))
+
+
+def test_what_came_is_said_once_and_never_the_whole_configuration() -> None:
+    for assignment in (
+        'methods=["oppo"]',
+        "corpus.source=jsonl",
+        "seed=-1",
+        "engine=locl",
+        "sed=1",
+    ):
+        with pytest.raises(MesofedError) as error:
+            load_config(overrides=(assignment,))
+        assert str(error.value).count("; got") <= 1
+        assert "{" not in str(error.value)
+        assert str(error.value).count("did you mean") <= 1
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -119,11 +119,43 @@ def test_shares_of_the_noise_make_up_the_noise() -> None:
     assert summed_multiplier(1, 10_000, 82) < 1 / math.sqrt(82)
 
 
-def test_honest_devices_are_counted_down() -> None:
-    assert honest_devices(10, 0.67) == 6
-    assert honest_devices(3, 1.0) == 3
-    assert honest_devices(10, 0.7) == 7  # 10 * 0.7 is 7.000000000000001 or 6.999...
-    assert honest_devices(1, 0.5) == 1
+@pytest.mark.parametrize(
+    ("needed", "devices", "share", "honest"),
+    [
+        (8, 16, 0.67, 3),  # 5.28 of 16 are dishonest: 5, and all of them are among the 8
+        (16, 16, 0.67, 11),
+        (500, 1000, 0.67, 170),
+        (33, 100, 0.67, 1),  # (1 - 0.67) * 100 is 32.99999...; taken for 33, which leaves none
+        (3, 3, 1.0, 3),
+        (3, 3, 0.5, 2),  # one and a half of three is one
+        (3, 6, 0.5, 1),  # all three of the sum may be dishonest, but for oneself
+        (3, 4, 0.5, 1),
+    ],
+)
+def test_all_dishonest_devices_may_be_in_the_smallest_sum(
+    needed: int, devices: int, share: float, honest: int
+) -> None:
+    assert honest_devices(needed, devices, share) == honest
+
+
+def test_the_honest_noise_of_the_worst_sum_is_enough() -> None:
+    """By counting every set of dishonest devices and every sum that can be opened of a few."""
+    from itertools import combinations
+
+    multiplier = 2.0
+    for devices, needed, share in ((6, 4, 0.67), (6, 5, 0.5), (5, 3, 0.6), (7, 7, 0.7)):
+        variance = share_variance(multiplier, honest_devices(needed, devices, share))
+        everyone = range(devices)
+        for bad in combinations(everyone, math.floor((1 - share) * devices + 1e-9)):
+            for size in range(needed, devices + 1):
+                for summed in combinations(everyone, size):
+                    honest = len(set(summed) - set(bad))
+                    # Whose privacy is at stake is honest and in the sum.
+                    assert max(1, honest) * variance >= noise_variance(multiplier)
+
+
+def test_with_few_needed_of_many_central_is_no_better_than_local() -> None:
+    assert share_variance(2.0, honest_devices(3, 6, 0.5)) == noise_variance(2.0)
 
 
 def test_noise_stays_below_the_modulus_for_ten_thousand_devices() -> None:

@@ -10,7 +10,7 @@ from client.ledger import ledger
 from client.vault import Vault
 from shared.errors import MesofedError
 from shared.noise import discrete_gaussian, simulated_randomness
-from shared.privacy import calibrate, honest_devices, noise_variance, share_variance
+from shared.privacy import calibrate, noise_variance, share_variance
 from shared.protocol import RouterStatistics
 from shared.statistic_vector import clip, decode_mean, encode, noise_bound
 from simulations.federated import simulate
@@ -63,10 +63,9 @@ def test_the_server_learns_the_noised_means_exactly_and_no_device_s_numbers(
     assert (record["asked"], record["answered"], record["refused"]) == (DEVICES, DEVICES, [])
 
     multiplier = calibrate(20.0, 1e-5, 1)
-    if mode == "local":
-        variance = noise_variance(multiplier)
-    else:
-        variance = share_variance(multiplier, honest_devices(3, 0.67))  # the quorum is 3 of 5
+    honest = 3 - 1  # 3 devices are needed, and one of the 5 may be dishonest
+    own, share = noise_variance(multiplier), share_variance(multiplier, honest)
+    variance = own if mode == "local" else share
     mean = expected_mean(run, config.seed, variance, cut=mode == "local")
     assert record["mean"] == {
         "expert_weights": list(mean.expert_weights),

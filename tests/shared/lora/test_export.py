@@ -102,15 +102,25 @@ def test_an_id_of_the_hub_stays_as_it_is() -> None:
     assert loadable_base("org/model") == "org/model"
 
 
-def test_a_former_export_is_replaced_and_anything_else_is_refused(tmp_path: Path) -> None:
+def test_a_former_export_is_replaced_where_told_and_anything_else_is_refused(
+    tmp_path: Path,
+) -> None:
     base = load_base(BaseConfig(name="tiny", format="fp32"), ADAPT)
     out = tmp_path / "a"
-    for rank in (1, 2):
-        assert f"Rank {rank}," in export_adapter(random_lora(base, rank, 4), out, base, "A test.")
+    first = export_adapter(random_lora(base, 1, 4), out, base, "A test.")
+    assert "Rank 1," in first
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(
+        MesofedError, match=r"as an export leaves them\. Add --force to replace them"
+    ):
+        export_adapter(random_lora(base, 2, 4), out, base, "A test.")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    second = export_adapter(random_lora(base, 2, 4), out, base, "A test.", force=True)
+    assert "Rank 2," in second
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(MesofedError, match=r"holds notes\.txt\. Name another folder"):
-        export_adapter(random_lora(base, 3, 4), out, base, "A test.")
+        export_adapter(random_lora(base, 3, 4), out, base, "A test.", force=True)
     (out / "notes.txt").unlink()
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     file = tmp_path / "file"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client.device import Device
 from client.vault import Vault
 from shared.corpus.synthetic import synthetic_users
 from simulations.audit.canaries import (
@@ -21,11 +22,15 @@ from simulations.audit.federations import Ground
 PERSON = synthetic_users(2, groups=2, seed=1)[0]
 
 
+def home(ground: Ground, vault: Vault) -> Device:
+    return Device(ground.base, vault, (PLANTED_METHOD,), ground.config.private, seed=1)
+
+
 def test_canaries_are_in_the_vault_and_nowhere_in_the_corpus(
     ground: Ground, tmp_path: Path
 ) -> None:
     vault = Vault(tmp_path / "0000")
-    canaries = plant(vault, PERSON, ground.base.maps, seed=1, device=0, rounds=2)
+    canaries = plant(home(ground, vault), PERSON, device=0, rounds=2)
     assert really_there(vault, canaries)
     assert len({canary.kind for canary in canaries}) == len(canaries) == 8
     person = vault.person()
@@ -46,7 +51,7 @@ def test_canaries_are_in_the_vault_and_nowhere_in_the_corpus(
 
 def test_what_is_missing_is_noticed(ground: Ground, tmp_path: Path) -> None:
     vault = Vault(tmp_path / "0000")
-    canaries = plant(vault, PERSON, ground.base.maps, seed=1, device=0, rounds=1)
+    canaries = plant(home(ground, vault), PERSON, device=0, rounds=1)
     vault.move_in(PERSON)
     assert not really_there(vault, canaries)
 

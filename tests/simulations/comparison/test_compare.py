@@ -121,4 +121,5 @@ def test_the_command_says_what_to_do(
     wrong = mesofed("compare", "--set", 'methods=["mesa"]', "--out", tmp_path / "x")
     assert wrong.code == 1
     assert "expected some of base, population" in wrong.text
+    assert wrong.text.count("got 'mesa' (did you mean 'meso'?)") == wrong.text.count("got") == 1
     assert not (tmp_path / "x").exists()
