@@ -101,8 +101,21 @@ class Device:
             )
 
     def release(self) -> Release:
-        """Return the installed release, verified again."""
-        return compute(lambda: _unpacked(self.vault.release_files(), self.base))
+        """Return the installed release; it is read and verified unless the process holds it so.
+
+        What is held stays as it was verified, whatever becomes of the files.
+
+        Raises
+        ------
+        MesofedError
+            If no release is installed, or it is lost or damaged.
+        """
+        return compute(
+            lambda: (
+                _held(self.vault.manifest(), self.base)
+                or _unpacked(self.vault.release_files(), self.base)
+            )
+        )
 
     def statistics(self) -> RouterStatistics:
         """Return the router statistics of the installed release.
@@ -249,6 +262,12 @@ class Device:
 _last: tuple[bytes, tuple[LinearMap, ...], str, Release] | None = None
 
 
+def _held(manifest: bytes | None, base: BaseModel) -> Release | None:
+    """Return the release that was unpacked last, if it is that of a manifest."""
+    wanted = manifest, base.maps, base.fingerprint
+    return _last[3] if _last is not None and _last[:3] == wanted else None
+
+
 def _unpacked(files: Mapping[str, bytes], base: BaseModel) -> Release:
     """Verify a release's files; unpack them unless they are the very same as the last time.
 
@@ -257,7 +276,9 @@ def _unpacked(files: Mapping[str, bytes], base: BaseModel) -> Release:
     """
     global _last
     verify_files(files)  # the manifest holds a hash of every other file
-    wanted = files[MANIFEST], base.maps, base.fingerprint
-    if _last is None or _last[:3] != wanted:
-        _last = *wanted, unpack_release(files, base)
-    return _last[3]
+    manifest = files[MANIFEST]
+    release = _held(manifest, base)
+    if release is None:
+        release = unpack_release(files, base)
+        _last = manifest, base.maps, base.fingerprint, release
+    return release
