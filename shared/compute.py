@@ -5,10 +5,10 @@ libraries. As soon as there are two such threads, all of them are half again as 
 costs some 300 MB. So server and devices hand their work to one thread and wait. Work that can be
 done in small steps, in any order, goes to its background.
 
-oneDNN makes a kernel for each shape and keeps it, and torch keeps those it has used once more:
-1,024 each, some hundreds of KB apiece, where texts of many lengths come by. The few that are kept
-here serve a batch again and again; a new one costs a millisecond. oneDNN and torch read their
-limits when they first compute, so import this module before.
+oneDNN makes a kernel for each shape of a matrix product and keeps 1,024 of them, torch as many
+again: up to a MiB each, so that memory grows as texts of ever more lengths come by. The few that
+are kept here serve the steps of several batches; one that went is made again in milliseconds.
+Both libraries read their limits when they first compute, so import this module before.
 """
 
 import os
