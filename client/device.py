@@ -275,10 +275,10 @@ def _unpacked(files: Mapping[str, bytes], base: BaseModel) -> Release:
     batch.
     """
     global _last
-    verify_files(files)  # the manifest holds a hash of every other file
-    manifest = files[MANIFEST]
-    release = _held(manifest, base)
-    if release is None:
-        release = unpack_release(files, base)
-        _last = manifest, base.maps, base.fingerprint, release
+    release = _held(files.get(MANIFEST), base)
+    if release is not None:
+        verify_files(files)  # the manifest holds a hash of every other file
+        return release
+    release = unpack_release(files, base)
+    _last = files[MANIFEST], base.maps, base.fingerprint, release
     return release

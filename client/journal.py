@@ -125,7 +125,7 @@ class Journal:
         )
 
 
-def _header(sealed: bytes) -> bytes:
+def _header(sealed: bytes | bytearray) -> bytes:
     return _HEADER.pack(len(sealed), _checksum(len(sealed)), zlib.crc32(sealed))
 
 

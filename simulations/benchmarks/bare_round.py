@@ -14,6 +14,7 @@ import shared.flower_environment  # noqa: F401 - before flwr, which reads it on 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -29,6 +30,7 @@ from shared.config import RunConfig
 from shared.corpus.user import User
 from shared.errors import MesofedError
 from shared.release import Release
+from shared.release_files import read_release_files, write_release_files
 from shared.run_settings import partition, vault_folder
 
 
@@ -90,8 +92,8 @@ def bare_client(
     return app
 
 
-def bare_server(files: Mapping[str, bytes], devices: int) -> ServerApp:
-    """Return the server's app: send the files, then ask.
+def bare_server(files: Mapping[str, bytes], folder: Path, devices: int) -> ServerApp:
+    """Return the server's app: keep the files in a folder and send them, then ask.
 
     Raises
     ------
@@ -102,7 +104,9 @@ def bare_server(files: Mapping[str, bytes], devices: int) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        arrays = {n: Array(np.frombuffer(data, dtype=np.uint8)) for n, data in files.items()}
+        write_release_files(folder, files)
+        kept = read_release_files(folder)
+        arrays = {n: Array(np.frombuffer(data, dtype=np.uint8)) for n, data in kept.items()}
         content = RecordDict({"release": ArrayRecord(arrays)})
         for kind, question in (("train", content), ("query", RecordDict())):
             replies = list(

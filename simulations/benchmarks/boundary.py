@@ -186,13 +186,12 @@ def run(a_round: Round, folder: Path) -> None:
     """Run a round in a new folder: pack and sign, install, train, ask."""
     config, release = a_round.config, a_round.release
     write_text(folder / "config.toml", dump_config(config))
-    files = pack_release(release)
+    files, kept = pack_release(release), folder / "releases" / f"r{RELEASE}"
     if a_round.side == BARE:
-        server = bare_server(files, DEVICES)
+        server = bare_server(files, kept, DEVICES)
         client = bare_client(a_round.base, config, release, a_round.people)
     else:
         key = signer(keys_folder(config, folder))
-        kept = folder / "releases" / f"r{RELEASE}"
         write_release_files(kept, sign_release(files, key))
         client = sealed_client(a_round, key_text(key.key.public_key()))
         server = ServerApp()

@@ -70,7 +70,7 @@ def test_a_bare_round_that_fails_ends_the_row(rounds: dict[str, Round], tmp_path
     bare = rounds[BARE]
     client = bare_client(bare.base, bare.config, bare.release, bare.people[:3])
     with pytest.raises(MesofedError, match="Expected 16 answers of the bare devices to train; got"):
-        run_local(bare_server({"x": b"y"}, DEVICES), client, tmp_path, DEVICES)
+        run_local(bare_server({"x": b"y"}, tmp_path / "x", DEVICES), client, tmp_path, DEVICES)
 
 
 def test_the_boundary_is_held_to_a_twentieth(
