@@ -14,7 +14,13 @@ linux = pytest.mark.skipif(not STATUS.exists(), reason="needs /proc")
 
 def found(devices: int, **changed: float) -> dict[str, float]:
     """Return what a federation takes whose devices cost half a second each."""
-    return {"processor": devices / 2, "results": devices, "peak_mib": 1024.0, **changed}
+    return {
+        "processor": devices / 2,
+        "results": devices,
+        "peak_mib": 1024.0,
+        "kept_mib": 600.0,
+        **changed,
+    }
 
 
 def test_the_row_is_run_by_name_only() -> None:
@@ -34,15 +40,17 @@ def test_the_server_does_the_same_for_any_number_of_devices() -> None:
 def test_time_per_device_and_memory_are_held_to_their_bars(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = {1000: found(1000, processor=1000.0, peak_mib=12.0 * 1024)}
+    slow = {1000: found(1000, processor=1000.0, peak_mib=12.0 * 1024, kept_mib=900.0)}
     monkeypatch.setattr(
         scale, "measured_apart", lambda _, a, *rest: slow.get(int(a[1]), found(int(a[1])))
     )
-    memory, seconds = scale.many_devices(settings, lambda: None).figures
+    memory, seconds, kept = scale.many_devices(settings, lambda: None).figures
     assert (memory.median, memory.met) == (1.5, False)
     assert (seconds.median, seconds.met) == (2.0, False)
+    assert (kept.median, kept.met) == (1.5, False)
     slow.clear()
-    memory, seconds = scale.many_devices(settings, lambda: None).figures
+    memory, seconds, kept = scale.many_devices(settings, lambda: None).figures
+    assert (kept.median, kept.met) == (1.0, True)
     assert (memory.median, memory.met) == (1024 * MIB / (8 << 30), True)
     assert (seconds.median, seconds.met) == (1.0, True)
 
