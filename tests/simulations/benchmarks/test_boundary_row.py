@@ -11,6 +11,7 @@ from shared.signature import read_signature
 from simulations.benchmarks import boundary
 from simulations.benchmarks.bare_round import bare_client, bare_server
 from simulations.benchmarks.boundary import BARE, Round
+from simulations.benchmarks.catalogue import chosen
 from simulations.benchmarks.measurement import Settings
 from simulations.benchmarks.round_of_devices import DEVICES
 from simulations.local_grid import run_local
@@ -19,6 +20,11 @@ from simulations.local_grid import run_local
 @pytest.fixture(scope="module")
 def rounds(settings: Settings) -> dict[str, Round]:
     return boundary.sides_of(settings)
+
+
+def test_the_row_takes_minutes_and_is_run_by_name_only() -> None:
+    assert "boundary" not in [row.name for row in chosen(())]
+    assert [row.load() for row in chosen(("boundary",))] == [boundary.boundary]
 
 
 @pytest.mark.parametrize(
