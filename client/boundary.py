@@ -67,8 +67,9 @@ def answer(device: Device, message_type: str, content: RecordDict) -> RecordDict
     if device.privacy.mode not in form.modes:
         raise ProtocolError(REASONS[Refusal.OTHER_PRIVACY], Refusal.OTHER_PRIVACY)
     if message_type == INSTALL_RELEASE:
-        release, files = release_from_content(content)
         with _answering:  # no answer about one release while another takes its place
+            # Read in here: of devices that wait in one process, none holds files of its own.
+            release, files = release_from_content(content)
             if device.install(files) != release:
                 raise ProtocolError(REASONS[Refusal.OTHER_RELEASE], Refusal.OTHER_RELEASE)
             # A server that resumes a round brings its release again, and goes on with its sum.

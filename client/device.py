@@ -109,8 +109,21 @@ class Device:
             )
 
     def release(self) -> Release:
-        """Return the installed release, verified again."""
-        return compute(lambda: _unpacked(self.vault.release_files(), self.base))
+        """Return the installed release; it is read and verified unless the process holds it so.
+
+        What is held stays as it was verified, whatever becomes of the files.
+
+        Raises
+        ------
+        MesofedError
+            If no release is installed, or it is lost or damaged.
+        """
+        return compute(
+            lambda: (
+                _held(self.vault.manifest(), self.base)
+                or _unpacked(self.vault.release_files(), self.base)
+            )
+        )
 
     def statistics(self) -> RouterStatistics:
         """Return the router statistics of the installed release.
@@ -285,6 +298,12 @@ def _digest(*values: object) -> str:
 _last: tuple[bytes, tuple[LinearMap, ...], str, Release] | None = None
 
 
+def _held(manifest: bytes | None, base: BaseModel) -> Release | None:
+    """Return the release that was unpacked last, if it is that of a manifest."""
+    wanted = manifest, base.maps, base.fingerprint
+    return _last[3] if _last is not None and _last[:3] == wanted else None
+
+
 def _unpacked(files: Mapping[str, bytes], base: BaseModel) -> Release:
     """Verify a release's files; unpack them unless they are the very same as the last time.
 
@@ -292,8 +311,10 @@ def _unpacked(files: Mapping[str, bytes], base: BaseModel) -> Release:
     batch.
     """
     global _last
-    verify_files(files)  # the manifest holds a hash of every other file
-    wanted = files[MANIFEST], base.maps, base.fingerprint
-    if _last is None or _last[:3] != wanted:
-        _last = *wanted, unpack_release(files, base)
-    return _last[3]
+    release = _held(files.get(MANIFEST), base)
+    if release is not None:
+        verify_files(files)  # the manifest holds a hash of every other file
+        return release
+    release = unpack_release(files, base)
+    _last = files[MANIFEST], base.maps, base.fingerprint, release
+    return release

@@ -201,7 +201,7 @@ def _state(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _header(sealed: bytes) -> bytes:
+def _header(sealed: bytes | bytearray) -> bytes:
     return _HEADER.pack(len(sealed), _checksum(len(sealed)), zlib.crc32(sealed))
 
 

@@ -255,7 +255,7 @@ def _keyring(use: Callable[..., str | None]) -> str | None:
         ) from error
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes | bytearray) -> str:
     return base64.b64encode(data).decode()
 
 

@@ -35,12 +35,18 @@ class Seal:
 
     key: bytes | None = field(default=None, repr=False)
 
-    def close(self, name: str, data: bytes) -> bytes:
+    def close(self, name: str, data: bytes) -> bytes | bytearray:
         """Return the bytes to be written under a name."""
         if self.key is None:
             return data
         nonce = os.urandom(_NONCE_BYTES)
-        return MAGIC + nonce + AESGCM(self.key).encrypt(nonce, data, MAGIC + name.encode())
+        start = len(MAGIC) + _NONCE_BYTES
+        # In its place at once: to put the parts together afterwards takes four times as long.
+        sealed = bytearray(start + len(data) + _TAG_BYTES)
+        sealed[:start] = MAGIC + nonce
+        place = memoryview(sealed)[start:]
+        AESGCM(self.key).encrypt_into(nonce, data, MAGIC + name.encode(), place)
+        return sealed
 
     def open(self, name: str, data: bytes) -> bytes:
         """Return what was sealed under a name.
@@ -57,7 +63,8 @@ class Seal:
             raise DamagedError(f"Expected {name} of the vault to be sealed; it is damaged.")
         nonce = data[len(MAGIC) : start]
         try:
-            return AESGCM(self.key).decrypt(nonce, data[start:], MAGIC + name.encode())
+            sealed = memoryview(data)[start:]
+            return AESGCM(self.key).decrypt(nonce, sealed, MAGIC + name.encode())
         except InvalidTag as error:
             raise DamagedError(
                 f"{name} of the vault does not open: it was damaged or changed."

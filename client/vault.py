@@ -38,7 +38,7 @@ from shared.corpus.user import User
 from shared.corpus.user_file import dump_users, parse_users
 from shared.errors import MesofedError
 from shared.program import command
-from shared.release_files import MANIFEST
+from shared.release_files import MANIFEST, PARTS
 from shared.signature import read_key_text
 
 # Whether there is a vault can be told before the seconds that the deep-learning stack takes.
@@ -164,6 +164,19 @@ class Vault:
                 f"Expected the current release's number in {path}; it is damaged ({error!r}). "
                 "Restore it from a copy, or create the vault again."
             ) from error
+
+    def manifest(self) -> bytes | None:
+        """Return the current release's manifest, or None if it or another file of it is missing.
+
+        Raises
+        ------
+        MesofedError
+            As :meth:`installed`.
+        """
+        folder = f"releases/r{self.installed()}"
+        names = (f"{folder}/{part}.safetensors" for part in PARTS)
+        whole = all((self.folder / name).exists() for name in names)
+        return self._find(f"{folder}/{MANIFEST}") if whole else None
 
     def release_files(self) -> dict[str, bytes]:
         """Return the files of the current release, as far as they are there and sound.

@@ -10,7 +10,7 @@ from typing import Any
 from shared.errors import MesofedError
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_bytes(path: Path, data: bytes | bytearray, mode: int = 0o666) -> None:
     """Write a file as a whole; its folder is made if missing.
 
     The bytes go to a hidden ``.{name}.{random}.tmp`` in the same folder, reach the disk, and take

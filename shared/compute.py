@@ -4,8 +4,14 @@ Every thread that computes gets a team of helper threads and a heap of its own f
 libraries. As soon as there are two such threads, all of them are half again as slow, and each
 costs some 300 MB. So server and devices hand their work to one thread and wait. Work that can be
 done in small steps, in any order, goes to its background.
+
+oneDNN makes a kernel for each shape of a matrix product and keeps 1,024 of them, torch as many
+again: up to a MiB each, so that memory grows as texts of ever more lengths come by. The few that
+are kept here serve the steps of several batches; one that went is made again in milliseconds.
+Both libraries read their limits when they first compute, so import this module before.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,6 +19,10 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+KERNELS_KEPT = "128"
+for _limit in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_limit, KERNELS_KEPT)
 
 _waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
 _background: list[Callable[[], bool]] = []

@@ -10,6 +10,7 @@ import shared.flower_environment  # noqa: F401 - before flwr, which reads it on 
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,10 +46,11 @@ RUN_ID = 1
 class LocalGrid(Grid):
     """Devices 1 to ``devices`` of one process; device i is partition i - 1.
 
-    Every message gets a daemon thread of its own, so a device that hangs holds up neither the
-    others nor the end of the process. A device works on one message at a time, as a SuperNode
-    does. About ``concurrency`` devices work at once, to bound memory: a thread waits for its
-    turn, but never longer than ``patience_seconds``, so hanging devices cannot use up the turns.
+    Messages wait in line for ``concurrency`` daemon threads, so memory does not grow with the
+    devices, and a device that hangs does not hold up the end of the process. A device works on
+    one message at a time, as a SuperNode does. When no device begins or ends for
+    ``patience_seconds``, the one that has been at work longest is taken to hang: another thread
+    goes on in its stead, until it comes back after all.
 
     Parameters
     ----------
@@ -82,13 +84,17 @@ class LocalGrid(Grid):
             )
             for node in range(1, devices + 1)
         }
-        self._busy = {node: threading.Lock() for node in self._contexts}
-        self._turns = threading.Semaphore(concurrency)
+        self._concurrency = concurrency
         self._patience = patience_seconds
+        # Holding it goes with every use of what follows, down to the replies.
         self._arrived = threading.Condition()
+        self._waiting: deque[tuple[Message, int]] = deque()
+        self._hangs: dict[int, bool] = {}  # of the devices at work, the longest first
+        self._threads = 0
+        self._moved = time.monotonic()
         self._replies: list[Message] = []
         self._messages = 0
-        self._last_content = (b"", RecordDict())
+        self._last: tuple[object, RecordDict] = (None, RecordDict())
 
     def set_run(self, run: Run) -> None:
         """Set the run that ``run`` describes."""
@@ -125,9 +131,9 @@ class LocalGrid(Grid):
             message_id = f"m{self._messages}"
             name_message(message, message_id)
             request = deliver(message, self._content_over_the_wire(message.content))
-            threading.Thread(
-                target=self._work, args=(request, node), name=f"device-{node}", daemon=True
-            ).start()
+            with self._arrived:
+                self._waiting.append((request, node))
+                self._hire()
             ids.append(message_id)
         return ids
 
@@ -135,6 +141,7 @@ class LocalGrid(Grid):
         """Return the replies that have come to these messages, each reply once."""
         wanted = set(message_ids)
         with self._arrived:
+            self._mind_the_hanging()
             found = [r for r in self._replies if r.metadata.reply_to_message_id in wanted]
             self._replies = [
                 r for r in self._replies if r.metadata.reply_to_message_id not in wanted
@@ -155,28 +162,54 @@ class LocalGrid(Grid):
                 left = None if deadline is None else deadline - time.monotonic()
                 if not waiting or (left is not None and left <= 0):
                     break
-                self._arrived.wait(left)
+                self._arrived.wait(self._patience if left is None else min(left, self._patience))
         return replies
 
     def _content_over_the_wire(self, content: RecordDict) -> RecordDict:
-        """Serialise and parse content; equal content in a row is parsed once and shared."""
-        data = content_to_bytes(content)
-        if data != self._last_content[0]:
-            self._last_content = (data, content_from_bytes(data))
-        return _copy(self._last_content[1])
+        """Serialise and parse content; equal content in a row passes once and is shared."""
+        fingerprint = _fingerprint(content)
+        if fingerprint != self._last[0]:
+            self._last = fingerprint, content_from_bytes(content_to_bytes(content))
+        return _copy(self._last[1])
 
-    def _work(self, request: Message, node: int) -> None:
-        with self._busy[node]:
-            turn = self._turns.acquire(timeout=self._patience)
-            try:
-                reply = self._answer(request, node)
-            finally:
-                if turn:
-                    self._turns.release()
-        name_message(reply, f"{request.metadata.message_id}-reply")
+    def _hire(self) -> None:
+        """Start a thread if one more may work."""
+        if self._threads < self._concurrency + sum(self._hangs.values()):
+            self._threads += 1
+            threading.Thread(target=self._work, name="devices", daemon=True).start()
+
+    def _mind_the_hanging(self) -> None:
+        """Let another thread work if nothing has moved for too long."""
+        if self._waiting and time.monotonic() - self._moved > self._patience:
+            self._moved = time.monotonic()
+            slowest = next((node for node, hangs in self._hangs.items() if not hangs), None)
+            if slowest is not None:
+                self._hangs[slowest] = True
+                self._hire()
+
+    def _work(self) -> None:
+        while (turn := self._next()) is not None:
+            request, node = turn
+            reply = self._answer(request, node)
+            name_message(reply, f"{request.metadata.message_id}-reply")
+            with self._arrived:
+                del self._hangs[node]
+                self._moved = time.monotonic()
+                self._replies.append(reply)
+                self._arrived.notify_all()
+
+    def _next(self) -> tuple[Message, int] | None:
+        """Return the first message that waits for a device at rest; None ends the thread."""
         with self._arrived:
-            self._replies.append(reply)
-            self._arrived.notify_all()
+            if self._threads <= self._concurrency + sum(self._hangs.values()):
+                for place, (request, node) in enumerate(self._waiting):
+                    if node not in self._hangs:
+                        del self._waiting[place]
+                        self._hangs[node] = False
+                        self._moved = time.monotonic()
+                        return request, node
+            self._threads -= 1
+            return None
 
     def _answer(self, request: Message, node: int) -> Message:
         """Call the app and serialise its reply; failures become errors as Flower's engines do."""
@@ -184,6 +217,20 @@ class LocalGrid(Grid):
             return over_the_wire(self._app(request, self._contexts[node]))
         except BaseException as error:
             return Message(error_of_exception(error), reply_to=request)
+
+
+def _fingerprint(content: RecordDict) -> object:
+    """Return what only equal content has: arrays by their bytes, which are not copied."""
+    arrays = [
+        (name, [(key, a.dtype, tuple(a.shape), a.stype, a.data) for key, a in record.items()])
+        for name, record in content.items()
+        if isinstance(record, ArrayRecord)
+    ]
+    others = RecordDict()
+    for name, record in content.items():
+        if not isinstance(record, ArrayRecord):
+            others[name] = record
+    return list(content), arrays, content_to_bytes(others)
 
 
 def _copy(content: RecordDict) -> RecordDict:

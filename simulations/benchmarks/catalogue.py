@@ -58,6 +58,13 @@ ROWS = (
     Row("next-user", "from user to user", "next_user:next_user"),
     Row("round", "a round of devices", "round_of_devices:round_of_devices", computes=False),
     Row("quantised", "base formats", "quantised:quantised_bases", interleavings=2),
+    Row(
+        "boundary",
+        "the privacy boundary",
+        "boundary:boundary",
+        computes=False,
+        by_name_only=True,
+    ),
     Row("scale", "many devices", "scale:many_devices", computes=False, by_name_only=True),
 )
 

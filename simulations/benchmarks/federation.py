@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simulations.benchmarks.own_process import MIB, status_bytes
+from simulations.benchmarks.own_process import MIB, kept_bytes, status_bytes
 
 if TYPE_CHECKING:
     from shared.config import RunConfig
@@ -39,7 +39,7 @@ def measure(model: str, devices: int, threads: int) -> dict[str, float]:
         ``server``, ``devices`` and ``evaluation``: seconds on the wall; ``processor``: seconds
         of all cores for devices and evaluation; ``results``: devices with a result;
         ``ready_mib``: memory when the release was trained; ``peak_mib``: the most there was;
-        ``disk_mib``: the run's folder in the end.
+        ``kept_mib``: memory in the end, what is free given back; ``disk_mib``: the run's folder.
     """
     from client.app import app as client_app
     from server.app import app as server_app
@@ -74,6 +74,7 @@ def measure(model: str, devices: int, threads: int) -> dict[str, float]:
             "results": len(list((folder / "results").glob("*.json"))),
             "ready_mib": ready / MIB,
             "peak_mib": status_bytes("VmHWM") / MIB,
+            "kept_mib": kept_bytes() / MIB,
             "disk_mib": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / MIB,
         }
 

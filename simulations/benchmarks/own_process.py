@@ -1,5 +1,8 @@
 """Measurements that need a process of their own: one that shares it would hide another's peak."""
 
+import contextlib
+import ctypes
+import gc
 import json
 import os
 import re
@@ -20,6 +23,14 @@ def status_bytes(name: str) -> int:
     found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"))
     assert found is not None
     return int(found[1]) * 1024
+
+
+def kept_bytes() -> int:
+    """Return this process's memory once garbage is collected and the heap's free pages go back."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone can be told to
+        ctypes.CDLL(None).malloc_trim(0)
+    return status_bytes("VmRSS")
 
 
 def measured_apart(

@@ -10,7 +10,7 @@ from simulations.benchmarks.own_process import MIB, STATUS, measured_apart
 MEASURE = "simulations.benchmarks.federation"
 MEMORY_GIB = 8
 TINY, OTHERS = (30, 100, 300, 1000), (30, 300)
-# Time of a device among many, over that among few.
+# Time of a device among many, over that among few; and memory in the end, all devices together.
 CONSTANT = 1.25
 
 
@@ -38,6 +38,13 @@ def many_devices(settings: Settings, on_round: Callable[[], None]) -> Finding:
                 f"time of a device, among {most}",
                 f"among {least}",
                 (times[most] / times[least],),
+                Bar(CONSTANT, at_least=False),
+                higher_is_better=False,
+            ),
+            Figure(
+                f"memory kept after {most} devices",
+                f"after {least}",
+                (runs[most]["kept_mib"] / runs[least]["kept_mib"],),
                 Bar(CONSTANT, at_least=False),
                 higher_is_better=False,
             ),

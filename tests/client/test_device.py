@@ -290,13 +290,17 @@ def test_the_release_of_the_round_before_is_refused(federation: Any, settled: De
 
 
 def test_the_very_same_release_changes_nothing_and_mends_the_vault(
-    federation: Any, settled: Device
+    federation: Any, settled: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = all_files(settled.vault.folder)
     assert settle(settled, federation.release_files(2)) == 2
     assert all_files(settled.vault.folder) == before
     path = settled.vault.folder / "releases" / "r2" / "router.safetensors"
+    statistics = settled.statistics()
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    # The process holds the release as it was verified; no changed file gets into it.
+    assert settled.statistics() == statistics
+    monkeypatch.setattr(client.device, "_last", None)  # as in a process that begins
     with pytest.raises(MesofedError, match="not what its manifest names"):
         settled.statistics()
     assert settle(settled, federation.release_files(2)) == 2

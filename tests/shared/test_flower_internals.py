@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
 
 from shared import flower_internals
 from shared.flower_environment import SWITCHES
@@ -63,6 +64,17 @@ def test_content_survives_the_wire(request_message: Message) -> None:
     assert dict(arrived["metrics"]) == {"share": [0.25, 0.75], "count": 3}
     assert dict(arrived["config"]) == {"text": "é", "flag": True, "raw": b"\x00\xff"}
     assert flower_internals.content_bytes(request_message) == len(data)
+
+
+def test_content_is_serialised_as_flower_does_it(request_message: Message) -> None:
+    content = request_message.content
+    content["more"] = ArrayRecord({k: Array(np.ones((2, 300))) for k in ("x", "y")})
+    content["none"] = ArrayRecord({"empty": Array(np.zeros(0))})
+    content["hollow"] = ArrayRecord()
+    expected = recorddict_to_proto(content).SerializeToString()
+    assert flower_internals.content_to_bytes(content) == expected
+    assert flower_internals.content_bytes(request_message) == len(expected)
+    assert content["more"]["y"].data  # what was to be sent is whole
 
 
 def test_messages_and_errors_survive_the_wire(request_message: Message) -> None:

@@ -112,6 +112,37 @@ def test_devices_share_bytes_but_not_records() -> None:
     assert arrived[1]["a"]["x"].data == content["a"]["x"].data
 
 
+def test_content_that_was_changed_between_two_messages_crosses_as_it_is_then() -> None:
+    arrived: list[RecordDict] = []
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        arrived.append(message.content)
+        return Message(RecordDict(), reply_to=message)
+
+    grid = LocalGrid(app, 1)
+    numbers = [1, 2]
+    content = RecordDict({"a": ArrayRecord({"x": Array(np.arange(3))})})
+    content["m"] = MetricRecord({"n": numbers})
+    for change in (
+        lambda: None,
+        lambda: content["m"]["n"].append(3),
+        lambda: content["m"].update(n=[1.0, 2.0, 3.0]),
+        lambda: content["a"].update(x=Array(np.arange(3) + 1)),
+        lambda: setattr(content["a"]["x"], "shape", [3, 1]),
+    ):
+        change()
+        grid.send_and_receive([ask(grid, 1, content)], timeout=10)
+    assert [repr(list(c["m"]["n"])) for c in arrived] == [
+        "[1, 2]",
+        "[1, 2, 3]",
+        *["[1.0, 2.0, 3.0]"] * 3,
+    ]
+    assert [c["a"]["x"].data == content["a"]["x"].data for c in arrived] == [False] * 3 + [True] * 2
+    assert [list(c["a"]["x"].shape) for c in arrived] == [[3]] * 4 + [[3, 1]]
+
+
 def test_what_cannot_be_serialised_does_not_cross() -> None:
     app = ClientApp()
 
@@ -197,7 +228,8 @@ def test_devices_that_raise_answer_garbage_or_hang_cost_only_themselves(tmp_path
     hang.set()
 
 
-def test_about_so_many_devices_work_at_once_as_asked() -> None:
+def at_once(devices: int, seconds: float, patience_seconds: float) -> int:
+    """Return how many of so many devices are at work at once, each for so long, three asked for."""
     app = ClientApp()
     lock, now, most = threading.Lock(), 0, 0
 
@@ -207,15 +239,59 @@ def test_about_so_many_devices_work_at_once_as_asked() -> None:
         with lock:
             now += 1
             most = max(most, now)
+        time.sleep(seconds)
+        with lock:
+            now -= 1
+        return Message(RecordDict(), reply_to=message)
+
+    grid = LocalGrid(app, devices, concurrency=3, patience_seconds=patience_seconds)
+    replies = grid.send_and_receive([ask(grid, n) for n in range(1, devices + 1)], timeout=60)
+    assert len(replies) == devices
+    return most
+
+
+def test_no_more_devices_work_at_once_than_asked() -> None:
+    assert 2 <= at_once(12, seconds=0.02, patience_seconds=60) <= 3
+
+
+def test_a_long_wait_for_a_turn_lets_no_crowd_in() -> None:
+    # Each of 40 devices waits longer than anybody's patience, but something moves all the time.
+    assert at_once(40, seconds=0.1, patience_seconds=0.6) <= 3
+
+
+def test_slow_devices_let_in_one_more_at_a_time() -> None:
+    # Nothing moves for four times the patience: they could all hang, but for all we know do not.
+    assert 4 <= at_once(20, seconds=0.8, patience_seconds=0.2) <= 10
+
+
+def test_a_device_that_comes_back_takes_up_its_turn_again() -> None:
+    app, lock, back = ClientApp(), threading.Lock(), threading.Event()
+    now, most = 0, 0
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        nonlocal now, most
+        if context.node_id == 1 and not back.is_set():
+            back.wait()
+            return Message(RecordDict(), reply_to=message)
+        with lock:
+            now += 1
+            most = max(most, now)
         time.sleep(0.02)
         with lock:
             now -= 1
         return Message(RecordDict(), reply_to=message)
 
-    grid = LocalGrid(app, 12, concurrency=3)
-    replies = grid.send_and_receive([ask(grid, node) for node in range(1, 13)], timeout=20)
-    assert len(replies) == 12
-    assert 1 <= most <= 3
+    grid = LocalGrid(app, 6, concurrency=1, patience_seconds=0.2)
+    (hanging,) = grid.push_messages([ask(grid, 1)])
+    others = grid.send_and_receive([ask(grid, node) for node in range(2, 7)], timeout=20)
+    assert (len(others), most) == (5, 1)
+    back.set()
+    deadline = time.monotonic() + 20
+    while not grid.pull_messages([hanging]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(grid.send_and_receive([ask(grid, n) for n in range(1, 7)], timeout=20)) == 6
+    assert most == 1
 
 
 def test_a_device_works_on_one_message_at_a_time() -> None:
