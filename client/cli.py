@@ -190,10 +190,12 @@ def export(
     quiet_libraries()
     check_target(out, force)
     opened = _personalised(_open_vault(vault, passphrase_file), config)
-    stack = opened.personalised(method).folded()
+    personalised = opened.personalised(method)
+    stack = personalised.folded()
     if stack is None:
         raise MesofedError(f"Method {method} is the base model alone: there is nothing to export.")
-    holds = f"One person's whole stack by {method}, folded into one LoRA; keep it at home."
+    without = ", without the label prior" if personalised.label_prior else ""
+    holds = f"One person's stack by {method}, folded into one LoRA{without}; keep it at home."
     typer.echo(export_adapter(stack, out, opened.base, holds, force))
 
 
