@@ -15,6 +15,9 @@ CUE_TOKENS = 8
 # Batches are a multiple of so many tokens wide: kernels are prepared anew for every shape, and
 # users train together whose batches have the same.
 COLUMNS = 8
+# A matrix of fewer rows goes to another kernel, which sums in another order: a user of one short
+# text would get other bits alone than in company.
+LEAST_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def shape_of(groups: Sequence[Sequence[Sample]]) -> tuple[int, int]:
     """Return the rows that each user gets in a batch, and the tokens of each row."""
     # The last answer token is only ever predicted, so it needs no column.
     longest = max(len(sample) for group in groups for sample in group) - 1
-    return max(len(group) for group in groups), -(-longest // COLUMNS) * COLUMNS
+    columns = max(-(-longest // COLUMNS) * COLUMNS, LEAST_COLUMNS)
+    return max(len(group) for group in groups), columns
 
 
 def collate(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.device) -> Batch:

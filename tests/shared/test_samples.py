@@ -106,16 +106,16 @@ def test_collation_lays_answers_where_they_are_predicted() -> None:
     batch = collate(groups, PAD, CPU)
     assert batch.users == 2
     assert batch.ids.tolist() == [
-        [1, 2, 3, 4, *[PAD] * 4],
-        [6, *[PAD] * 7],
-        [8, 9, 10, 11, *[PAD] * 4],
-        [PAD] * 8,
+        [1, 2, 3, 4, *[PAD] * 12],
+        [6, *[PAD] * 15],
+        [8, 9, 10, 11, *[PAD] * 12],
+        [PAD] * 16,
     ]
     assert batch.row.tolist() == [0, 0, 1, 2, 2, 2]
     assert batch.position.tolist() == [2, 3, 0, 1, 2, 3]
     assert batch.target.tolist() == [4, 5, 7, 10, 11, 12]
     assert list(batch.lengths) == [4, 1, 4, 0]
-    assert batch.tokens == 32
+    assert batch.tokens == 64
 
 
 SAMPLES = st.builds(
