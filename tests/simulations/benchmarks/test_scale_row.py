@@ -75,5 +75,5 @@ def test_a_device_leaves_no_memory_behind(
         measured_apart(scale.MEASURE, ("tiny", str(n), "1"), settings, f"{n} devices", "scale")
         for n in (30, 120)
     )
-    # With kernels and devices without limit it was 1.7 MiB on a processor with AMX.
-    assert (many["kept_mib"] - few["kept_mib"]) / 90 < 0.5
+    # Of what is left 0.3 to 0.5 MiB, as more are at work at once. With a thousand kernels: 1.7.
+    assert (many["kept_mib"] - few["kept_mib"]) / 90 < 1.0
