@@ -130,7 +130,7 @@ def test_content_that_was_changed_between_two_messages_crosses_as_it_is_then() -
         lambda: content["m"]["n"].append(3),
         lambda: content["m"].update(n=[1.0, 2.0, 3.0]),
         lambda: content["a"].update(x=Array(np.arange(3) + 1)),
-        lambda: setattr(content["a"]["x"], "shape", [3, 1]),
+        lambda: setattr(content["a"]["x"], "shape", (3, 1)),
     ):
         change()
         grid.send_and_receive([ask(grid, 1, content)], timeout=10)
