@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from client.device import Device
-from client.personalize import route
+from client.personalize import Routing
 from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.compute import compute
@@ -50,6 +50,10 @@ class BareDevice(Device):
         """Return the release, unverified."""
         assert self.given is not None
         return self.given
+
+    def routing(self) -> Routing:
+        """Return where the person stands in the release."""
+        return compute(lambda: self._routing(self.release()))
 
 
 def bare_client(
@@ -80,9 +84,7 @@ def bare_client(
 
     @app.query()
     def statistics(message: Message, context: Context) -> Message:
-        embedding = device_of(context).vault.load_embedding(base.fingerprint)
-        assert embedding is not None
-        routing = compute(lambda: route(release, embedding))
+        routing = device_of(context).routing()
         anchors = [0.0] * len(release.bank)
         for index, weight in zip(routing.retrieval.anchors, routing.retrieval.weights, strict=True):
             anchors[index] = float(weight)
