@@ -98,7 +98,9 @@ def _to_proto(content: RecordDict) -> ProtoRecordDict:
     hollow = RecordDict()
     for name, record in content.items():
         hollow[name] = (
-            ArrayRecord({k: Array(a.dtype, tuple(a.shape), a.stype, b"") for k, a in record.items()})
+            ArrayRecord(
+                {k: Array(a.dtype, tuple(a.shape), a.stype, b"") for k, a in record.items()}
+            )
             if isinstance(record, ArrayRecord)
             else record
         )

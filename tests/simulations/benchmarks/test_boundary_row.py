@@ -53,7 +53,7 @@ def test_both_sides_train_the_same_and_only_one_has_no_boundary(
         assert unsealed == ["journal"]  # a record's header comes before its seal
     for index in range(DEVICES):
         vault = boundary.vault_of(rounds[side], tmp_path / side, index)
-        entries = vault.journal.entries()
+        entries = vault.sent.journal.entries()
         assert len(entries) == 1 + answers
         assert sum("ledger" in entry for entry in entries) == (side != "off")
         assert read_signature(vault.release_files()).key == vault.trusted()
