@@ -89,7 +89,7 @@ class Device:
         What is already trained for this release under these settings is kept, so a round may be
         asked for again.
         Other devices of this process that are at it are company: who trains in one batch with
-        whom changes nothing but the time it takes.
+        whom changes the time it takes, and rounding at most (docs/performance.md).
         """
         release = self.release()
         waiting = compute(lambda: self._begin(release))
@@ -101,7 +101,7 @@ class Device:
                 method,
                 {**tensors, "weights": trained.weights},
                 {
-                    "settings": self.settings,
+                    "settings": self.settings_of(method),
                     "curve": trained.curve,
                     "tokens": trained.tokens,
                     "seconds": trained.seconds,
@@ -228,18 +228,20 @@ class Device:
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what a method has trained under the present settings, or None."""
         found = self.vault.load_private(version, method)
-        return found if found is not None and found[1].get("settings") == self.settings else None
+        if found is None or found[1].get("settings") != self.settings_of(method):
+            return None
+        return found
 
     @property
     def _eyes(self) -> str:
         """Digest of what an embedding of the same history depends on."""
         return _digest(self.base.fingerprint, self.base.format, self.base.max_tokens)
 
-    @property
-    def settings(self) -> str:
-        """Digest of what private training for the same release depends on."""
+    def settings_of(self, method: str) -> str:
+        """Return a digest of what a method's training for the same release depends on."""
         maps = [linear.name for linear in self.base.maps]
-        return _digest(self._eyes, maps, self.private.model_dump(mode="json"), self.seed)
+        private, declared = self.private.model_dump(mode="json"), asdict(METHODS[method])
+        return _digest(self._eyes, maps, private, self.seed, declared)
 
     def _statistics(self) -> RouterStatistics:
         release = self.release()

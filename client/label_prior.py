@@ -1,11 +1,13 @@
 """The label prior: how often a person chose each label, which the history tells without training.
 
-    p(label | text, person)  ~  p(label | text) p(label | person)        p(label | people)  ~  1
+    score of a label  =  likelihood under the model  x  frequency in the person's history
 
 The base model and the shared parts say what a text is like; what they cannot know is that this
 person writes about politics alone, or never gives five stars. Where labels have other frequencies
 than where a model was trained, the ratio of the frequencies sets it right (Saerens, Latinne and
-Decaestecker, 2002, equation 2.4; here with even frequencies among the people at large).
+Decaestecker, 2002, equation 2.4). This is a simpler form, a heuristic: it takes the frequencies
+among the server's users for even, and under a private part that was trained on the same history
+it counts that history twice (docs/research-log.md shows what it gains and costs).
 
 It is a handful of counts, costs no training and no time, and takes part in the choice among labels
 alone: log-likelihoods of answers are the model's own.

@@ -109,9 +109,10 @@ class Sent:
         self._memory = None  # until it is certain what the disk has
         end = self.journal.append(entry, known.end)
         self._write(END, {"records": end.records})
-        known.add(dict(entry), known.end.records, known.end.bytes)
-        known.end = end
-        self._memory = known
+        if end.records == known.end.records + 1:  # nobody else has written in between
+            known.add(dict(entry), known.end.records, known.end.bytes)
+            known.end = end
+            self._memory = known
 
     def _known(self) -> _Known:
         """Return what is remembered; the journal is read where it was changed by others."""
@@ -131,6 +132,11 @@ class Sent:
         # In this order, for an agent may be adding to both.
         written: int = self._read(END, {"records": 0})["records"]
         found, end = self.journal.read()
+        if not (self._folder / END).exists() and end.records > 1:
+            raise DamagedError(
+                f"{self.journal.path} has {end.records} records, but {END}, which says how many "
+                f"there have to be, is missing. {STOPPED}"
+            )
         if written > end.records:
             raise DamagedError(
                 f"{self.journal.path} ends after {end.records} records of the {written} that this "

@@ -97,7 +97,7 @@ def plant(home: Device, person: User, device: int, rounds: int) -> tuple[Canary,
     )
     (vault.folder / f"{texts['file name']}.txt").write_text("a person's own file", encoding="utf-8")
     tensors = canary_tensors(home.base.maps, seed, device)
-    log = {"settings": home.settings, "curve": [], "tokens": 0, "seconds": 0.0}
+    log = {"settings": home.settings_of(PLANTED_METHOD), "curve": [], "tokens": 0, "seconds": 0.0}
     for release in range(1, rounds + 1):
         vault.save_private(release, PLANTED_METHOD, {**tensors, "weights": torch.ones(1)}, log)
     return (

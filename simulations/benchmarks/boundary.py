@@ -14,6 +14,7 @@ import shared.flower_environment  # noqa: F401 - before flwr, which reads it on 
 
 # isort: split
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -252,7 +253,8 @@ def _largest(ours: Private, theirs: Private) -> float:
         for name, tensor in own.items():
             if not torch.equal(tensor, other[name]):
                 difference = (tensor.double() - other[name].double()).norm()
-                largest = max(largest, float(difference / other[name].double().norm()))
+                relative = float(difference / other[name].double().norm())
+                largest = max(largest, relative if math.isfinite(relative) else math.inf)
     return largest
 
 

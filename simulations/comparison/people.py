@@ -7,7 +7,8 @@
                are unlike the server corpus
 
 Choosing settings (``people = "validation"``) uses server users alone, some of whom stand for
-devices, others for every seed. So whoever helped to choose is never asked, under no seed.
+devices, others for every seed. So whoever helped to choose is asked under no seed, with as many
+server users in both; but for ``shifted``, which divides all people anew.
 """
 
 from collections.abc import Sequence

@@ -40,8 +40,8 @@ class Federation:
         Mean expert weights: the truth, or where ``statistics`` is empty what the round ended with.
     devices : int
         Number of devices in the mean.
-    needed : int
-        Devices that a secure sum needs: what each one's noise is a share for.
+    needed, asked : int
+        Devices that a secure sum needs, and that may be in it; they decide each one's noise.
     rounds : int
         That share the budget.
     privacy : PrivacyConfig
@@ -51,6 +51,7 @@ class Federation:
     mean: tuple[float, ...]
     devices: int
     needed: int
+    asked: int
     rounds: int
     privacy: PrivacyConfig
 
@@ -118,6 +119,7 @@ def federation_of(run: Run) -> Federation | None:
         mean=mean,
         devices=devices,
         needed=max(quorum_of(config.rounds, asked), config.privacy.minimum_devices),
+        asked=max(asked, devices),
         rounds=config.budget_rounds,
         privacy=config.privacy,
     )
@@ -146,7 +148,7 @@ def share_error(federation: Federation, mode: str, epsilon: float) -> float:
     """Return the mean absolute error of a share, over repeated rounds of one mode and budget."""
     multiplier = calibrate(epsilon, federation.privacy.delta, federation.rounds)
     generator = random.Random(derive_seed(0, "share error", mode, str(epsilon)))
-    honest = honest_devices(federation.needed, federation.devices, federation.privacy.honest_share)
+    honest = honest_devices(federation.needed, federation.asked, federation.privacy.honest_share)
     variance = noise_variance(multiplier) if mode == "local" else share_variance(multiplier, honest)
 
     def vector(statistics: RouterStatistics) -> list[int]:

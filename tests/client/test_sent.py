@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.journal import MAX_RECORD, Journal
+from client.journal import MAX_RECORD, End, Journal
 from client.seal import OPEN, DamagedError, Seal
 from client.sent import Sent
 from shared.errors import MesofedError
@@ -232,3 +232,34 @@ def test_a_wrong_end_never_cuts_off_what_is_there(tmp_path: Path) -> None:
     journal.append({"n": 1}, first)
     journal.append({"n": 2}, first)  # of before the record in between
     assert journal.entries() == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_journal_whose_count_was_taken_away_is_refused(tmp_path: Path, old: bool) -> None:
+    """Whoever puts an older copy back cannot hide it by removing what counts the records."""
+    sent = Sent(tmp_path, KEY)
+    for release in (1, 2, 3):
+        sent.add(answer(release, ledger={"cost": release}))
+        if release == 2:
+            shutil.copy(sent.journal.path, tmp_path / "older")
+    if old:
+        shutil.copy(tmp_path / "older", sent.journal.path)
+    (tmp_path / "journal.end").unlink()
+    with pytest.raises(DamagedError, match=r"journal\.end, which says how many .* is missing"):
+        Sent(tmp_path, KEY).costs()
+
+
+def test_what_another_process_writes_in_between_is_read_anew(tmp_path: Path) -> None:
+    first, second = Sent(tmp_path, KEY), Sent(tmp_path, KEY)
+    first.add(answer(1, ledger={"cost": 1}))
+    append = first.journal.append
+
+    def late(entry: dict[str, Any], end: End) -> End:
+        second.add(answer(2, "Ag==", ledger={"cost": 2}))
+        return append(entry, end)
+
+    object.__setattr__(first.journal, "append", late)
+    first.add(answer(3, "Aw==", ledger={"cost": 3}))
+    assert [cost["cost"] for cost in first.costs()] == [1, 2, 3]
+    assert (first.find(asked(3)) or {})["content"] == "Aw=="
+    assert (first.find(asked(2)) or {})["content"] == "Ag=="

@@ -37,6 +37,7 @@ def federation(
         mean=SHARES,
         devices=devices,
         needed=needed,
+        asked=devices,
         rounds=2,
         privacy=PrivacyConfig(honest_share=honest_share),
     )
