@@ -89,7 +89,7 @@ class Device:
         What is already trained for this release under these settings is kept, so a round may be
         asked for again.
         Other devices of this process that are at it are company: who trains in one batch with
-        whom changes the time it takes, and rounding at most (docs/performance.md).
+        whom changes the time it takes, and in bf16 on some processors how results are rounded.
         """
         release = self.release()
         waiting = compute(lambda: self._begin(release))

@@ -62,7 +62,7 @@ def evaluate_stacks(
                     [answer["gold"] for answer in own],
                 )
     numbers = [
-        stack.private_parameters + stack.label_prior * sum(map(_counts, scored))
+        stack.private_parameters + (sum(map(_counts, scored)) if stack.label_prior else 0)
         for stack, scored in zip(stacks, scores, strict=True)
     ]
     return [

@@ -7,7 +7,9 @@
 
 Each user keeps its own samples, order, schedule, clipping and AdamW; a batch is only a way to run
 users at once. It is made of users whose next mini-batches have the same shape, so nobody is
-padded because of others, and the kernels do for each user what they would do for it alone.
+padded because of others. In fp32 the kernels then do for each user what they would do for it alone,
+to the bit; in bf16 some choose their order of summation by the size of the whole batch, and
+training makes more of such roundings (docs/performance.md).
 """
 
 import math
@@ -400,7 +402,7 @@ def train_cohort(
     Returns
     -------
     Trained
-        Equal to training each trainee alone.
+        Equal to training each trainee alone, up to the rounding of the base model's format.
     """
     fusion = fusion or FusionWeights()
     cohort = Cohort(base, initial.rank, config, fusion.loras, fusion.learning_rate)

@@ -37,6 +37,8 @@ from simulations.local_grid import run_on
 FEWEST_HONEST = 3
 """Devices of our federation that have no faulty handlers, at least."""
 CONTRAST_DEVICES = 2
+HARDLY_ANY = 1e-6
+"""A quorum that devices which are stopped cannot spoil."""
 TRAINED_METHOD = "meso"
 EXPECTED = {
     "uploads": frozenset({"user LoRA", f"trained {TRAINED_METHOD}", "embedding"}),
@@ -163,7 +165,8 @@ def _searched(
     ran: Set[tuple[int, str]] = frozenset(),
 ) -> Egress:
     faults = faults or {}
-    run = found(ground, f"egress-{name}", (PLANTED_METHOD, TRAINED_METHOD), devices)
+    methods = (PLANTED_METHOD, TRAINED_METHOD)
+    run = found(ground, f"egress-{name}", methods, devices, quorum=HARDLY_ANY)
     planted = [canary for device in range(devices) for canary in _moved_in(ground, run, device)]
     grid = TappedGrid(client_app, devices, run)
     with logs_kept() as records:

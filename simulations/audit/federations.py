@@ -35,8 +35,8 @@ class Ground:
     Attributes
     ----------
     config : RunConfig
-        One round of those that share the privacy budget; a quorum and a least secure sum that
-        faulty devices cannot spoil.
+        One round of those that share the privacy budget, and a least secure sum that so few
+        devices reach.
     folder : Path
         Holds a folder for each federation.
     base : BaseModel
@@ -78,7 +78,7 @@ def lay_ground(config: RunConfig, folder: Path) -> Ground:
     config = config.model_copy(
         update={
             "methods": (UPLOADED,),
-            "rounds": config.rounds.model_copy(update={"count": 1, "quorum": 1e-6}),
+            "rounds": config.rounds.model_copy(update={"count": 1}),
             "privacy": config.privacy.model_copy(
                 update={"rounds": config.budget_rounds, "minimum_devices": FEWEST_DEVICES}
             ),
@@ -97,10 +97,21 @@ def lay_ground(config: RunConfig, folder: Path) -> Ground:
     return ground
 
 
-def found(ground: Ground, name: str, methods: Sequence[str], devices: int) -> Path:
-    """Return the run folder of a new federation with the same release, and ``devices`` devices."""
+def found(
+    ground: Ground, name: str, methods: Sequence[str], devices: int, *, quorum: float | None = None
+) -> Path:
+    """Return the run folder of a new federation with the same release, and ``devices`` devices.
+
+    Parameters
+    ----------
+    quorum : float, optional
+        In place of the configured one, for a federation most of whose devices will be stopped.
+    """
     run = ground.folder / name
-    config = ground.config.model_copy(update={"methods": tuple(methods)})
+    rounds = ground.config.rounds
+    if quorum is not None:
+        rounds = rounds.model_copy(update={"quorum": quorum})
+    config = ground.config.model_copy(update={"methods": tuple(methods), "rounds": rounds})
     shutil.copytree(ground.server_run, run)
     corpus = config.corpus.model_copy(update={"device_users": devices})
     write_text(run / "config.toml", dump_config(config.model_copy(update={"corpus": corpus})))

@@ -65,7 +65,7 @@ class TappedGrid(LocalGrid):
         reply = super()._answer(request, node)
         kind: Kind = "answer"
         if reply.has_error():
-            own = REASONS.get(reply.error.code) == reply.error.reason  # type: ignore[call-overload]
+            own = (reply.error.code, reply.error.reason) in REASONS.items()
             kind = "refusal" if own else "error"
         request_type = request.metadata.message_type
         self.left.append(Left(node - 1, request_type, kind, message_to_bytes(reply)))

@@ -14,9 +14,10 @@ import shared.flower_environment  # noqa: F401 - before flwr, which reads it on 
 
 # isort: split
 
+import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,9 +110,8 @@ def boundary(settings: Settings, on_round: Callable[[], None]) -> Finding:
     with tempfile.TemporaryDirectory(prefix="mesofed-") as name:
         folder = Path(name)
         equality = check_private(rounds, folder / "checked")
-        places = {side: iter(_numbered(folder / side)) for side in rounds}
         seconds = interleave(
-            {side: lambda r=r: run(r, next(places[r.side])) for side, r in rounds.items()},  # type: ignore[misc]
+            {side: _again(a_round, folder / side) for side, a_round in rounds.items()},
             settings.rounds,
             on_round,
             warm=0,  # the check was a round of each
@@ -277,5 +277,7 @@ def _nothing_known(base: BaseModel) -> Iterator[None]:
     yield
 
 
-def _numbered(folder: Path) -> Sequence[Path]:
-    return [folder / str(number) for number in range(1000)]
+def _again(a_round: Round, folder: Path) -> Callable[[], None]:
+    """Return what runs a round in a new folder each time."""
+    numbers = itertools.count()
+    return lambda: run(a_round, folder / str(next(numbers)))
