@@ -44,8 +44,9 @@ def test_both_sides_train_the_same_and_only_one_has_no_boundary(
     assert len(bare) == DEVICES
     # They have trained: no two people, and nobody's start, are alike.
     assert all(tensor.any() for tensors in bare for tensor in tensors.values())
-    firsts = {tensors[key].sum().item() for tensors in bare for key in list(tensors)[:1]}
-    assert len(firsts) == DEVICES
+    # The files give their tensors in no fixed order, and everybody's fusion weights are alike.
+    told = {tuple(sorted(t.sum().item() for t in tensors.values())) for tensors in bare}
+    assert len(told) == DEVICES
     vaults = sorted((tmp_path / side / "vaults").iterdir())
     assert len(vaults) == DEVICES
     for folder in vaults:
