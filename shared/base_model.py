@@ -166,6 +166,7 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
     model, tokenizer = _weights(config.name, dtype)
     cut = _cut(model, config.top_layers)
     maps = _adapted_maps(model, adapt, cut)
+    others = sorted(set(_linear_maps(model, cut)) - {linear.name for linear in maps})
     identity = fingerprint(model, model.config, _embedding(model))
     if config.format in ("int8", "nf4"):
         quantise(model, _linear_maps(model), config.format, device)
@@ -173,7 +174,7 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
     if device.type == "cpu":
         # On short texts a training step is a quarter faster than with the fused CPU attention.
         model.set_attn_implementation("eager")
-    stack = AdapterStack.attach(model, maps)
+    stack = AdapterStack.attach(model, maps, others)
     model.requires_grad_(False).eval()
     # The head takes a slice of a batch for a batch of matrices, and copies itself for each row.
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
@@ -233,9 +234,11 @@ def _embedding(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-def _linear_maps(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the linear maps inside the decoder by name, in the order of the model."""
+def _linear_maps(model: PreTrainedModel, cut: int = 0) -> dict[str, nn.Linear]:
+    """Return the linear maps of the decoder above the cut by name, in the order of the model."""
     inside = set(model.get_decoder().modules())
+    if cut:
+        inside -= {m for layer in model.get_decoder().layers[:cut] for m in layer.modules()}
     return {
         name: module
         for name, module in model.named_modules()
@@ -247,21 +250,17 @@ def _adapted_maps(
     model: PreTrainedModel, adapt: tuple[str, ...], cut: int
 ) -> tuple[LinearMap, ...]:
     """Return the linear maps above the cut whose last name component is in ``adapt``."""
-    linears = _linear_maps(model)
-    kinds = {name.rpartition(".")[2] for name in linears}
+    kinds = {name.rpartition(".")[2] for name in _linear_maps(model)}
     if not adapt or (unknown := set(adapt) - kinds):
         raise MesofedError(
             f"Expected adapt to name linear maps of the base model; got "
             f"{', '.join(sorted(unknown)) if adapt else 'none'}. "
             f"It has: {', '.join(sorted(kinds)) or 'no linear map at all'}."
         )
-    below = (
-        {m for layer in model.get_decoder().layers[:cut] for m in layer.modules()} if cut else ()
-    )
     return tuple(
         LinearMap(name, linear.in_features, linear.out_features)
-        for name, linear in linears.items()
-        if name.rpartition(".")[2] in adapt and linear not in below
+        for name, linear in _linear_maps(model, cut).items()
+        if name.rpartition(".")[2] in adapt
     )
 
 

@@ -7,9 +7,8 @@
 
 Each user keeps its own samples, order, schedule, clipping and AdamW; a batch is only a way to run
 users at once. It is made of users whose next mini-batches have the same shape, so nobody is
-padded because of others. In fp32 the kernels then do for each user what they would do for it alone,
-to the bit; in bf16 some choose their order of summation by the size of the whole batch, and
-training makes more of such roundings (docs/performance.md).
+padded because of others, and products are taken so that each user gets the bits that it would get
+alone (``shared.rowwise_product``).
 """
 
 import math
@@ -29,6 +28,7 @@ from shared.lora.layer import Parts, expand_weights
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import tokens_done
+from shared.rowwise_product import rowwise
 from shared.samples import Sample, collate, shape_of
 from shared.training import Trainee, answer_losses, batches_of, learning_rate, mean_per_user
 
@@ -316,7 +316,9 @@ class Cohort:
             weights = torch.stack([m.weights for m in group if m.weights is not None])
             if any(member.tuned is not None for member in group):
                 learned.append(weights.requires_grad_())
-        parts = Parts(count, self._shared, expand_weights(self._loras, weights), private)
+        by_rank = expand_weights(self._loras, weights)
+        apart = rowwise(base.dtype, base.device)
+        parts = Parts(count, self._shared, by_rank, private, apart)
         known = shape in self._bytes or group[0].checking
         with base.stack.using(parts), nullcontext() if known else self._measured(shape, count):
             losses = mean_per_user(answer_losses(base, batch), batch)
@@ -402,7 +404,7 @@ def train_cohort(
     Returns
     -------
     Trained
-        Equal to training each trainee alone, up to the rounding of the base model's format.
+        Equal to training each trainee alone, to the bit (on a CPU).
     """
     fusion = fusion or FusionWeights()
     cohort = Cohort(base, initial.rank, config, fusion.loras, fusion.learning_rate)

@@ -5,8 +5,7 @@
     device 3 --request-->  |                                              computing thread is free
 
 Devices may come at any time: they join the cohort that is under way. On a real device it has one
-member. Who trains with whom changes the time it takes, and no result but by rounding
-(``shared.cohort``).
+member. Who trains with whom changes the time it takes, and no result (``shared.cohort``).
 """
 
 from collections import deque

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from shared.int8 import Int8Linear
 from shared.lora.lora import Factors, LinearMap, Lora
+from shared.rowwise_product import ROWS, multiply_frozen
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class Parts:
         Weight of every shared rank for every user; None means 1 throughout.
     private : mapping of Factors or None
         By map: a (users, in, rank), b (users, rank, out), as ``Slab.views`` gives them.
+    rowwise : bool
+        Whether a user's bits must not depend on how many others there are, whatever that costs
+        (``shared.rowwise_product``).
     """
 
     users: int = 1
     shared: Lora | None = None
     weights: Tensor | None = None
     private: Mapping[str, Factors] | None = None
+    rowwise: bool = False
 
 
 def expand_weights(loras: Sequence[Lora], weights: Tensor | None) -> Tensor | None:
@@ -68,8 +74,8 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (rows, tokens, in) to y (rows, tokens, out)."""
-        y: Tensor = self._map(x)
         parts = self.stack.parts
+        y: Tensor = _rowwise_map(self.base, x) if parts.rowwise else self._map(x)
         if parts.shared is not None and (shared := parts.shared.factors.get(self.name)):
             y = _add_shared(y, x, shared, parts)
         if parts.private is not None and (private := parts.private.get(self.name)):
@@ -77,15 +83,37 @@ class StackedLinear(nn.Module):
         return y
 
 
+def _rowwise_map(base: nn.Module, x: Tensor) -> Tensor:
+    """Return what a linear map makes of x, (..., in), each row the same whatever others there are.
+
+    Returns
+    -------
+    Tensor, (..., out)
+    """
+    if isinstance(base, Int8Linear):  # multiplies so by itself
+        return base.forward(x)
+    flat = x.reshape(-1, x.shape[-1])
+    if type(base) is nn.Linear:
+        y = multiply_frozen(flat, base.weight.t())
+        y = y if base.bias is None else y + base.bias
+    else:  # another library's: its kernels are asked for the same number of rows each time
+        filled = pad(flat, (0, 0, 0, -len(flat) % ROWS))
+        y = torch.cat([base(rows) for rows in filled.split(ROWS)])[: len(flat)]
+    return y.view(*x.shape[:-1], -1)
+
+
 def _add_shared(y: Tensor, x: Tensor, factors: Factors, parts: Parts) -> Tensor:
     """Return y + B (g_u * (A x)), (rows, tokens, out)."""
     a, b, flat = factors.a, factors.b, y.view(-1, y.shape[-1])
     if a.dtype != x.dtype:
         a, b = a.to(x.dtype), b.to(y.dtype)
-    low = torch.mm(x.reshape(-1, x.shape[-1]), a)  # (rows * tokens, R)
+    product = multiply_frozen if parts.rowwise else torch.mm
+    low = product(x.reshape(-1, x.shape[-1]), a)  # (rows * tokens, R)
     if parts.weights is not None:
         by_user = low.view(parts.users, -1, factors.rank)
         low = (by_user * parts.weights[:, None].to(low.dtype)).view_as(low)  # (users, 1, R)
+    if parts.rowwise:
+        return (flat + product(low, b)).view_as(y)
     if torch.is_grad_enabled():
         return torch.addmm(flat, low, b).view_as(y)
     flat.addmm_(low, b)  # the same sum, without a second y
@@ -111,13 +139,18 @@ class AdapterStack:
         self.parts = Parts()
 
     @classmethod
-    def attach(cls, model: nn.Module, maps: Sequence[LinearMap]) -> "AdapterStack":
-        """Put an adapter layer in the place of each named linear map of the model."""
+    def attach(
+        cls, model: nn.Module, maps: Sequence[LinearMap], others: Sequence[str] = ()
+    ) -> "AdapterStack":
+        """Put an adapter layer in the place of each named linear map of the model.
+
+        ``others`` are the linear maps without LoRAs beside them, for ``Parts.rowwise``.
+        """
         stack = cls(maps)
-        for linear in stack.maps:
-            parent, _, leaf = linear.name.rpartition(".")
-            base = model.get_submodule(linear.name)
-            setattr(model.get_submodule(parent), leaf, StackedLinear(linear.name, base, stack))
+        for name in (*(linear.name for linear in stack.maps), *others):
+            parent, _, leaf = name.rpartition(".")
+            base = model.get_submodule(name)
+            setattr(model.get_submodule(parent), leaf, StackedLinear(name, base, stack))
         return stack
 
     @contextmanager
