@@ -114,7 +114,7 @@ def run_audit(config: RunConfig, folder: Path, command: list[str]) -> Audit:
     egress = measure_egress(ground)
     # As configured: the ground is laid for one round, the budget for all that the run would have.
     statistics = measure_statistics(len(release.experts), len(release.bank), config)
-    run = run_people(ground)
+    people = run_people(ground)
     audit = Audit(
         command=tuple(command),
         config=ground.config,
@@ -125,8 +125,8 @@ def run_audit(config: RunConfig, folder: Path, command: list[str]) -> Audit:
         machine=machine,
         egress=egress,
         statistics=statistics,
-        seen=look_at(run, len(ground.devices), ground.config.privacy.mode),
-        attacks=measure_inference(ground, run),
+        seen=look_at(people, ground.config.privacy.mode),
+        attacks=measure_inference(ground, people),
         price=measure_price(ground, release),
         bank_privacy=_bank_privacy(ground),
         seconds=time.monotonic() - started,

@@ -8,7 +8,7 @@ from simulations.audit.attack import Attack
 from simulations.audit.audit import Audit
 from simulations.audit.bank_price import BankPrice
 from simulations.audit.egress import Egress
-from simulations.audit.sent_statistics import SeenSum
+from simulations.audit.sent_statistics import Seen, SeenSum
 from simulations.audit.statistics_mechanism import StatisticsEpsilon
 from simulations.report.statistics import Estimate
 from simulations.report.wording import byte_size, count_of, decimal, interval
@@ -89,8 +89,12 @@ def proved(statistics: StatisticsEpsilon) -> str:
 
 
 def seen(audit: Audit) -> str:
-    """Say what the server sees of the devices' statistics: what there is to attack."""
-    found = audit.seen
+    """Say what the server sees of the devices' statistics, what there is to attack, and by what."""
+    journals = "" if audit.seen.untold or audit.seen.unheard else "; every journal tells the same"
+    return f"{_seen(audit.seen)} This was read off the wire{journals}."
+
+
+def _seen(found: Seen) -> str:
     if found.mode == "off":
         return f"The server sees the router statistics of each of {found.devices} devices."
     if found.mode == "local":

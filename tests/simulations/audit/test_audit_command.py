@@ -119,6 +119,9 @@ def test_an_audit_of_noised_statistics_says_what_the_server_sees(
     assert (ours["never_run"], ours["honest_failed"], ours["finds"]) == ([], 0, [])
     seen, targets = found["seen"], [attack["target"] for attack in found["attacks"]]
     shown = [" ".join(text.split()) for text in (outcome.text, page)]
+    assert (seen["several"], seen["untold"], seen["unheard"]) == (0, 0, 0)
+    for text in shown:
+        assert "This was read off the wire; every journal tells the same." in text
     if mode == "local":
         assert (seen["single"], seen["bare"], seen["sum"]) == (5, 0, None)
         assert targets.count("router statistics") >= 2
