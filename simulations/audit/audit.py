@@ -37,8 +37,8 @@ class Audit:
     seconds : float
     egress : tuple of Egress
         Our federation first, then the contrasts.
-    statistics : (StatisticsEpsilon, StatisticsEpsilon)
-        The router statistics as they are, and under local noise.
+    statistics : (StatisticsEpsilon, StatisticsEpsilon, StatisticsEpsilon)
+        The router statistics as they are, under local noise, and in a secure sum.
     seen : Seen
         What the server sees of the devices' statistics in the configured privacy mode.
     attacks : tuple of Attack
@@ -56,7 +56,7 @@ class Audit:
     machine: dict[str, Any]
     seconds: float
     egress: tuple[Egress, ...]
-    statistics: tuple[StatisticsEpsilon, StatisticsEpsilon]
+    statistics: tuple[StatisticsEpsilon, StatisticsEpsilon, StatisticsEpsilon]
     seen: Seen
     attacks: tuple[Attack, ...]
     price: Price
@@ -112,8 +112,10 @@ def run_audit(config: RunConfig, folder: Path, command: list[str]) -> Audit:
     ground = lay_ground(config, folder)
     release = release_of(ground)
     egress = measure_egress(ground)
-    # As configured: the ground is laid for one round, the budget for all that the run would have.
-    statistics = measure_statistics(len(release.experts), len(release.bank), config)
+    # The ground is laid for one round, and its budget for all that the run would have.
+    statistics = measure_statistics(
+        len(release.experts), len(release.bank), ground.config, len(ground.devices)
+    )
     people = run_people(ground)
     audit = Audit(
         command=tuple(command),

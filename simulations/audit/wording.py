@@ -35,14 +35,13 @@ def headline(audit: Audit) -> str:
 
 def guarantee(audit: Audit) -> str:
     """Say what the configured privacy mode guarantees of the statistics."""
-    mode, given = audit.config.privacy.mode, audit.statistics[1].accounted
+    mode = audit.config.privacy.mode
+    _, local, central = audit.statistics
+    given = (local if mode == "local" else central).accounted
     if mode == "off" or given is None:
         return "Their statistics carry no guarantee of differential privacy: privacy.mode is off"
     what = "Their statistics are" if mode == "local" else "The sum of their statistics is"
-    return (
-        f"{what} ({given.epsilon:.2g}, {given.delta:g})-differentially private by the accountant"
-        f"{'' if mode == 'local' else '; nobody attacked the sum'}"
-    )
+    return f"{what} ({given.epsilon:.2g}, {given.delta:g})-differentially private by the accountant"
 
 
 def federation(egress: Egress) -> str:
