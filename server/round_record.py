@@ -114,6 +114,7 @@ def describe_sum(
     record = _who(installed, summed.refused, nodes)
     record["devices"] = _traffic(installed, summed.bytes_down, summed.bytes_up, nodes)
     record["mean"] = _means(total, len(nodes), experts) if total is not None and trusted else None
+    record["joined"] = summed.joined
     record["sum"] = "lost" if total is None else "taken" if trusted else "implausible"
     record["privacy"] = privacy.record(len(nodes))
     return record

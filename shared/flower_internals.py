@@ -37,6 +37,7 @@ __all__ = [
     "deliver",
     "empty_run",
     "error_of_exception",
+    "message_from_bytes",
     "message_to_bytes",
     "name_message",
     "over_the_wire",
@@ -78,12 +79,17 @@ def deliver(message: Message, content: RecordDict) -> Message:
 
 def over_the_wire(message: Message) -> Message:
     """Return the message as it arrives after serialisation, metadata and all."""
-    return message_from_proto(ProtoMessage.FromString(message_to_bytes(message)))
+    return message_from_bytes(message_to_bytes(message))
 
 
 def message_to_bytes(message: Message) -> bytes:
     """Return a message as it crosses the wire, metadata and all."""
     return bytes(message_to_proto(message).SerializeToString())
+
+
+def message_from_bytes(data: bytes) -> Message:
+    """Return the message that crossed the wire."""
+    return message_from_proto(ProtoMessage.FromString(data))
 
 
 def content_bytes(message: Message) -> int:

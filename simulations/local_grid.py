@@ -52,6 +52,12 @@ class LocalGrid(Grid):
     ``patience_seconds``, the one that has been at work longest is taken to hang: another thread
     goes on in its stead, until it comes back after all.
 
+    While others move, a device that hangs just keeps its turn: how long it has been at work does
+    not tell it from one that trains in company, and one computing thread does the others' work,
+    whether all turns are free for it or all but one. When every turn hangs, nothing moves for
+    ``patience_seconds`` until one more device works; each further one that hangs costs as much
+    again, up to the server's deadline.
+
     Parameters
     ----------
     client_app : ClientApp

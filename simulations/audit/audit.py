@@ -37,8 +37,8 @@ class Audit:
     seconds : float
     egress : tuple of Egress
         Our federation first, then the contrasts.
-    statistics : (StatisticsEpsilon, StatisticsEpsilon)
-        The router statistics as they are, and under local noise.
+    statistics : (StatisticsEpsilon, StatisticsEpsilon, StatisticsEpsilon)
+        The router statistics as they are, under local noise, and in a secure sum.
     seen : Seen
         What the server sees of the devices' statistics in the configured privacy mode.
     attacks : tuple of Attack
@@ -56,7 +56,7 @@ class Audit:
     machine: dict[str, Any]
     seconds: float
     egress: tuple[Egress, ...]
-    statistics: tuple[StatisticsEpsilon, StatisticsEpsilon]
+    statistics: tuple[StatisticsEpsilon, StatisticsEpsilon, StatisticsEpsilon]
     seen: Seen
     attacks: tuple[Attack, ...]
     price: Price
@@ -112,9 +112,11 @@ def run_audit(config: RunConfig, folder: Path, command: list[str]) -> Audit:
     ground = lay_ground(config, folder)
     release = release_of(ground)
     egress = measure_egress(ground)
-    # As configured: the ground is laid for one round, the budget for all that the run would have.
-    statistics = measure_statistics(len(release.experts), len(release.bank), config)
-    run = run_people(ground)
+    # The ground is laid for one round, and its budget for all that the run would have.
+    statistics = measure_statistics(
+        len(release.experts), len(release.bank), ground.config, len(ground.devices)
+    )
+    people = run_people(ground)
     audit = Audit(
         command=tuple(command),
         config=ground.config,
@@ -125,8 +127,8 @@ def run_audit(config: RunConfig, folder: Path, command: list[str]) -> Audit:
         machine=machine,
         egress=egress,
         statistics=statistics,
-        seen=look_at(run, len(ground.devices), ground.config.privacy.mode),
-        attacks=measure_inference(ground, run),
+        seen=look_at(people, ground.config.privacy.mode),
+        attacks=measure_inference(ground, people),
         price=measure_price(ground, release),
         bank_privacy=_bank_privacy(ground),
         seconds=time.monotonic() - started,

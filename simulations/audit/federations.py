@@ -21,7 +21,8 @@ from shared.errors import MesofedError
 from shared.run_settings import keys_folder
 from shared.secure_aggregation.graph import FEWEST_DEVICES
 from simulations.audit.people import Halved, halved
-from simulations.local_grid import run_local
+from simulations.audit.wire import Left, TappedGrid
+from simulations.local_grid import run_on
 
 UPLOADED = "oppu"
 """The method whose user LoRA devices upload in a contrast."""
@@ -130,10 +131,29 @@ def vault_of(ground: Ground, run: Path, device: int) -> Vault:
     return vault
 
 
-def run_people(ground: Ground) -> Path:
+@dataclass(frozen=True)
+class PeopleRun:
+    """The federation of all device users, after its round.
+
+    Attributes
+    ----------
+    run : Path
+        Its folder.
+    devices : int
+    left : tuple of Left
+        Every reply as it crossed the wire; small, for no release is among them.
+    """
+
+    run: Path
+    devices: int
+    left: tuple[Left, ...]
+
+
+def run_people(ground: Ground) -> PeopleRun:
     """Run the federation of all device users, each with the given half of the own history."""
     run = found(ground, "people", (UPLOADED,), len(ground.devices))
     for device, person in enumerate(ground.devices):
         vault_of(ground, run, device).move_in(person.given)
-    run_local(server_app, client_app, run, len(ground.devices))
-    return run
+    grid = TappedGrid(client_app, len(ground.devices), run)
+    run_on(grid, server_app, run)
+    return PeopleRun(run, len(ground.devices), tuple(grid.left))

@@ -6,7 +6,6 @@ from uploaded user LoRAs what they were trained on; which group. No device of Me
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
 from simulations.audit.attack import Attack, Scored, judge
 from simulations.audit.bank_price import BANK, KNOWN_ANCHOR, TRAINED_ON, anchors_of
-from simulations.audit.federations import UPLOADED, Ground, vault_folder_of
+from simulations.audit.federations import UPLOADED, Ground, PeopleRun, vault_folder_of
 from simulations.audit.likelihood import gains, membership_by_likelihood, samples_of
 from simulations.audit.people import Halved
 from simulations.audit.seen_statistics import (
@@ -42,29 +41,23 @@ def release_of(ground: Ground) -> Release:
     return unpack_release(read_release_files(release_folder(ground.server_run, 1)), ground.base)
 
 
-def measure_inference(ground: Ground, run: Path) -> tuple[Attack, ...]:
-    """Attack all there is to attack.
-
-    Parameters
-    ----------
-    run : Path
-        The federation of :func:`simulations.audit.federations.run_people`.
-    """
+def measure_inference(ground: Ground, ran: PeopleRun) -> tuple[Attack, ...]:
+    """Attack all there is to attack, in what the server of a federation of all people has got."""
     release = release_of(ground)
     parts = (_on_statistics, _on_release, _on_uploads)
     found: list[Attack] = []
     with stage("inference attacks", len(parts), "targets") as progress:
         for part in parts:
-            found += compute(lambda part=part: part(ground, run, release))  # type: ignore[misc]
+            found += compute(lambda part=part: part(ground, ran, release))  # type: ignore[misc]
             progress.advance(1)
     return tuple(found)
 
 
-def _on_statistics(ground: Ground, run: Path, release: Release) -> list[Attack]:
+def _on_statistics(ground: Ground, ran: PeopleRun, release: Release) -> list[Attack]:
     if ground.config.privacy.mode == "central":
         return []  # there is the sum alone, and of a single device nothing to attack
     seed, people = ground.config.seed, ground.devices
-    seen = sent_vectors(run, len(people))
+    seen = sent_vectors(ran)
     whole, other = (
         [expected_statistics(ground.base, release, items) for items in histories]
         for histories in ([p.given.history for p in people], [p.kept for p in people])
@@ -103,7 +96,7 @@ def _on_statistics(ground: Ground, run: Path, release: Release) -> list[Attack]:
     return found
 
 
-def _on_release(ground: Ground, run: Path, release: Release) -> list[Attack]:
+def _on_release(ground: Ground, ran: PeopleRun, release: Release) -> list[Attack]:
     base, seed = ground.base, ground.config.seed
     population = [release.population]
     anchors = anchors_of(ground)
@@ -142,9 +135,9 @@ def _by_population(ground: Ground, population: Lora) -> list[Scored]:
     ]
 
 
-def _on_uploads(ground: Ground, run: Path, release: Release) -> list[Attack]:
+def _on_uploads(ground: Ground, ran: PeopleRun, release: Release) -> list[Attack]:
     base, seed, people = ground.base, ground.config.seed, ground.devices
-    loras = [_user_lora(run, device) for device in range(len(people))]
+    loras = [_user_lora(ran, device) for device in range(len(people))]
     below = [release.population]
     found = [
         judge(
@@ -193,10 +186,10 @@ def _groups_by_uploads(
     ]
 
 
-def _user_lora(run: Path, device: int) -> Lora:
-    found = Vault(vault_folder_of(run, device)).load_private(1, UPLOADED)
+def _user_lora(ran: PeopleRun, device: int) -> Lora:
+    found = Vault(vault_folder_of(ran.run, device)).load_private(1, UPLOADED)
     if found is None:
-        raise RuntimeError(f"device {device} in {run} has trained no user LoRA")
+        raise RuntimeError(f"device {device} in {ran.run} has trained no user LoRA")
     return Lora.from_tensors({k: v for k, v in found[0].items() if k != "weights"})
 
 

@@ -1,39 +1,48 @@
-"""What the server has seen of the router statistics, read from what the devices have sent.
+"""What the server has seen of the router statistics, read from the bytes that crossed the wire.
 
 off       each device's statistics as they are      local    the same, under noise of its own
 central   the noised sum of all of them, as the server's record tells it; of one device, nothing
 
-The bytes are those in the devices' journals: a journal holds whatever has left its device. What a
-vault keeps beside, the statistics before any noise, no server sees; the audit looks at it only to
+A reply is read by the form of its records, whatever it was asked for and whatever names they have.
+A journal is what a device says that it sent; here it is held against what did cross the wire. What
+a vault keeps beside, the statistics before any noise, no server sees; the audit looks at it only to
 say whether noise is there and how far a sum is from the truth.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from client.inspection import sent
 from client.vault import Vault
-from shared.flower_internals import content_from_bytes
+from shared.flower_internals import content_to_bytes, message_from_bytes
 from shared.protocol import (
     MAX_NOISED,
-    NOISED_STATISTICS,
-    ROUTER_STATISTICS,
+    NOISED_FORM,
+    STATISTICS_FORM,
     RouterStatistics,
-    noised_from_content,
-    statistics_from_content,
+    statistics_from_record,
 )
+from shared.record_form import fault_of
 from shared.secure_aggregation import masks
-from shared.secure_aggregation.messages import MASKED, MaskedVector, read_reply
+from shared.secure_aggregation.messages import MaskedVector
 from shared.statistic_vector import UNITS, encode
 from simulations.audit.attack import Scores
-from simulations.audit.federations import vault_folder_of
+from simulations.audit.federations import PeopleRun, vault_folder_of
+from simulations.audit.wire import Left
 from simulations.report.wording import count_of
 
 RELEASE = 1
+
+Vector = tuple[int, ...]
+"""As ``statistic_vector.encode`` has it, (E + M + 2,)."""
+Answers = Counter[tuple[str, bytes]]
+"""How often a device answered a type of request with these bytes of records."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,16 @@ class Seen:
     devices : int
     single : int
         Devices of which a vector of their own was readable in what they sent.
+    several : int
+        Those among them of which more than one was.
     bare : int
-        Those among them whose vector is the very one before noise.
+        Those among them of which one was the very vector before noise.
+    untold : int
+        Devices of which something crossed the wire that their journal does not have, or not as
+        often.
+    unheard : int
+        Devices whose journal has an answer that was not heard on the wire: then the rest of what is
+        said here is not known either.
     sum : SeenSum or None
         In mode ``central``.
     """
@@ -78,75 +95,110 @@ class Seen:
     mode: str
     devices: int
     single: int
+    several: int
     bare: int
+    untold: int
+    unheard: int
     sum: SeenSum | None
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What the privacy mode does not allow, in words."""
-        if self.mode == "central" and self.single:
-            return (f"{count_of(self.single, 'device')} sent statistics that can be read alone",)
-        if self.mode == "local" and self.bare:
-            return (f"{count_of(self.bare, 'device')} sent statistics without noise",)
-        return ()
+        """What the privacy mode does not allow, or the journals do not tell, in words."""
+        wrong = {
+            "sent statistics that can be read alone": self.single * (self.mode == "central"),
+            "sent statistics without noise": self.bare * (self.mode == "local"),
+            "sent different statistics of one release": self.several,
+            "sent what is not in the journal": self.untold,
+            "put into the journal what never crossed the wire": self.unheard,
+        }
+        return tuple(
+            f"{count_of(count, 'device')} {what}" for what, count in wrong.items() if count
+        )
 
 
-def sent_vector(run: Path, device: int) -> Scores | None:
-    """Return the statistics that anyone can read in what a device has sent; None if there are none.
+def sent_vectors(people: PeopleRun) -> list[Scores]:
+    """Return each device's vector, where every device has sent one: in mode off or local.
 
     Returns
     -------
-    ndarray, (E + M + 2,), or None
-        As ``statistic_vector.encode`` has them, over ``UNITS``.
+    list of ndarray, (E + M + 2,)
+        Over ``UNITS``; of a device that has sent several, which fails the audit, the first.
     """
-    found = {tuple(vector) for vector in _readable(Vault(vault_folder_of(run, device)))}
-    if len(found) > 1:
-        raise RuntimeError(f"device {device} in {run} has sent {len(found)} different statistics")
-    return np.array(found.pop()) / UNITS if found else None
+    found = [_vectors(_left_by(people, device)) for device in range(people.devices)]
+    silent = sum(not vectors for vectors in found)
+    if silent:
+        raise RuntimeError(f"{silent} devices in {people.run} have sent no statistics")
+    return [np.array(vectors[0]) / UNITS for vectors in found]
 
 
-def sent_vectors(run: Path, devices: int) -> list[Scores]:
-    """Return each device's vector, where every device has sent one: in mode off or local."""
-    found = [sent_vector(run, device) for device in range(devices)]
-    vectors = [vector for vector in found if vector is not None]
-    if len(vectors) != devices:
-        raise RuntimeError(f"{devices - len(vectors)} devices in {run} have sent no statistics")
-    return vectors
-
-
-def look_at(run: Path, devices: int, mode: str) -> Seen:
+def look_at(people: PeopleRun, mode: str) -> Seen:
     """Return what the server of a federation in a privacy mode has seen."""
-    before = [_before_noise(run, device) for device in range(devices)]
-    vectors = [sent_vector(run, device) for device in range(devices)]
+    left = [_left_by(people, device) for device in range(people.devices)]
+    before = [_before_noise(people.run, device) for device in range(people.devices)]
+    vectors = [_vectors(replies) for replies in left]
+    crossed = [_crossed(replies) for replies in left]
+    told = [_told(people.run, device) for device in range(people.devices)]
     return Seen(
         mode,
-        devices,
-        single=sum(vector is not None for vector in vectors),
-        bare=sum(
-            vector is not None and np.array_equal(vector, np.array(encode(own)) / UNITS)
-            for vector, own in zip(vectors, before, strict=True)
-        ),
-        sum=_seen_sum(run, before) if mode == "central" else None,
+        people.devices,
+        single=sum(bool(found) for found in vectors),
+        several=sum(len(found) > 1 for found in vectors),
+        bare=sum(tuple(encode(own)) in found for found, own in zip(vectors, before, strict=True)),
+        untold=sum(bool(wire - journal) for wire, journal in zip(crossed, told, strict=True)),
+        unheard=sum(bool(journal - wire) for wire, journal in zip(crossed, told, strict=True)),
+        sum=_seen_sum(people.run, before) if mode == "central" else None,
     )
 
 
-def _readable(vault: Vault) -> Iterator[list[int]]:
-    """Return the vectors of single people that stand in what a device has sent."""
-    for entry in sent(vault):
-        if entry["release"] != RELEASE:
-            continue
-        content = content_from_bytes(entry["bytes"])
-        if entry["request"] == ROUTER_STATISTICS:
-            yield encode(statistics_from_content(content))
-        elif entry["request"] == NOISED_STATISTICS:
-            yield list(noised_from_content(content).vector)
-        elif entry["request"] == MASKED:
-            masked = read_reply(MASKED, content)
-            assert isinstance(masked, MaskedVector)
-            numbers = masks.from_ring(masks.from_bytes(masked.data))
+def _left_by(people: PeopleRun, device: int) -> list[Left]:
+    return [reply for reply in people.left if reply.device == device]
+
+
+def _vectors(replies: list[Left]) -> list[Vector]:
+    """Return the different vectors of a single person that anyone can read in replies."""
+    return list(dict.fromkeys(vector for reply in replies for vector in _readable(reply)))
+
+
+def _readable(reply: Left) -> Iterator[Vector]:
+    message = message_from_bytes(reply.data)
+    if message.has_error():
+        return
+    record: Any  # the forms that are looked for say of what types its fields are
+    for record in message.content.values():
+        if fault_of(record, STATISTICS_FORM) is None:
+            yield tuple(encode(statistics_from_record(record)))
+        elif fault_of(record, NOISED_FORM) is None:
+            yield tuple(record["vector"])
+        elif fault_of(record, MaskedVector.FORM) is None:
+            numbers = masks.from_ring(masks.from_bytes(record["vector"]))
             # Under a mask a number is anything below 2^64, so all are small once in 10^27 at most.
             if all(abs(number) <= MAX_NOISED for number in numbers):
-                yield numbers
+                yield tuple(numbers)
+
+
+def _crossed(replies: list[Left]) -> Answers:
+    """Return all that crossed the wire but the protocol's own refusals, of which no journal tells.
+
+    Any other error is taken as it came: no journal has the like of it.
+    """
+    return Counter(
+        (
+            reply.request,
+            content_to_bytes(message_from_bytes(reply.data).content)
+            if reply.kind == "answer"
+            else reply.data,
+        )
+        for reply in replies
+        if reply.kind != "refusal"
+    )
+
+
+def _told(run: Path, device: int) -> Answers:
+    """Return all that a device's journal tells of."""
+    found: Answers = Counter()
+    for entry in sent(Vault(vault_folder_of(run, device))):
+        found[entry["request"], entry["bytes"]] += entry["times"]
+    return found
 
 
 def _before_noise(run: Path, device: int) -> RouterStatistics:

@@ -5,21 +5,32 @@
 These are the integers of ``statistic_vector.encode`` over ``UNITS``: noise falls on all of them
 alike, so the attack's direction, the difference of two inputs, is the best there is.
 
-The attack is told the two worst cases that the protocol's bounds allow, and two mechanisms: the
-statistics as they are, which guarantee nothing, and what a device says in mode ``local``.
+The attack is told the two worst cases that the protocol's bounds allow, and three mechanisms: the
+statistics as they are, which guarantee nothing; what a device says in mode ``local``; and in mode
+``central`` the sum, of which the attacker knows all but one device's statistics and the noise of
+those that are honest.
 """
 
+import math
 import random
 from dataclasses import dataclass
 
 import numpy as np
 
-from client.noised_statistics import local_vector
+from client.noised_statistics import local_vector, noised_vector
+from server.rounds import quorum_of
 from shared.config import RunConfig
-from shared.privacy import LedgerEntry, calibrate, spent
+from shared.privacy import (
+    LedgerEntry,
+    calibrate,
+    honest_devices,
+    share_variance,
+    spent,
+    summed_multiplier,
+)
 from shared.progress import stage
 from shared.protocol import RouterStatistics, as_sent
-from shared.statistic_vector import UNITS
+from shared.statistic_vector import UNITS, encode
 from simulations.audit.epsilon import (
     EmpiricalEpsilon,
     Mechanism,
@@ -27,9 +38,12 @@ from simulations.audit.epsilon import (
     Vector,
     audit_mechanism,
 )
+from simulations.report.wording import count_of
 
 TRIALS = 2_000
 DELTA = 1e-5
+MOST_DEVICES = 32
+"""Of the sum that is attacked: each honest one's noise is drawn anew in every trial."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +130,81 @@ def noised_locally(experts: int, noise_multiplier: float) -> Mechanism:
     return mechanism
 
 
+@dataclass(frozen=True)
+class SmallestSum:
+    """The smallest secure sum that is opened, with all the dishonest devices in it.
+
+    Attributes
+    ----------
+    needed, joined : int
+        Devices that it needs and is made of, and that joined.
+    honest_share : float
+        Of those that joined; the others tell the server their numbers, noise and all.
+    """
+
+    needed: int
+    joined: int
+    honest_share: float
+
+    @property
+    def honest(self) -> int:
+        """Devices in it whose noise the server does not know; the attacked one is among them."""
+        dishonest = math.floor((1 - self.honest_share) * self.joined + 1e-9)
+        return max(1, self.needed - dishonest)
+
+    @property
+    def counted_on(self) -> int:
+        """What a device takes ``honest`` for; its share of the noise follows from it."""
+        return honest_devices(self.needed, self.joined, self.honest_share)
+
+
+def summed_with_others(experts: int, noise_multiplier: float, smallest: SmallestSum) -> Mechanism:
+    """Return what a server sees of one device in a secure sum of which it knows all the rest.
+
+    It knows the statistics of all others and the noise of those that are dishonest, and takes both
+    off the sum. What is left is the device's statistics under its own noise and that of the honest
+    others. Noise is what a device draws in a secure sum, by the functions that it calls.
+    """
+    variance = share_variance(noise_multiplier, smallest.counted_on)
+
+    def mechanism(vector: Vector, rng: np.random.Generator) -> Vector:
+        generator = random.Random(int(rng.integers(2**63)))
+        known = statistics_of(vector, experts)  # the others' may be any: the server knows them
+        total = np.array(noised_vector(known, variance, generator))
+        for _ in range(smallest.honest - 1):
+            total += np.array(noised_vector(known, variance, generator)) - encode(known)
+        seen: Vector = total / UNITS
+        return seen
+
+    return mechanism
+
+
 def measure_statistics(
-    experts: int, anchors: int, config: RunConfig
-) -> tuple[StatisticsEpsilon, StatisticsEpsilon]:
-    """Attack the statistics as they are, and under local noise at the configured budget.
+    experts: int, anchors: int, config: RunConfig, devices: int
+) -> tuple[StatisticsEpsilon, StatisticsEpsilon, StatisticsEpsilon]:
+    """Attack the statistics as they are, under local noise, and in a sum, at the configured budget.
 
     Parameters
     ----------
     experts, anchors : int
         E and M of the release.
     config : RunConfig
-        Whose ``privacy`` is attacked, whether its mode is on or not.
+        Whose ``privacy`` is attacked, whichever its mode is.
+    devices : int
+        That join a sum; ``MOST_DEVICES`` are taken for more.
     """
     budget, rounds = config.privacy, config.budget_rounds
     multiplier = calibrate(budget.epsilon, budget.delta, rounds)
-    cost = [LedgerEntry(number, "local", multiplier, "") for number in range(1, rounds + 1)]
-    accounted = Guarantee(spent(cost, budget.delta), budget.delta, rounds)
-    with stage("attack statistics", 2, "mechanisms") as progress:
+    joined = min(devices, MOST_DEVICES)
+    needed = max(quorum_of(config.rounds, joined), budget.minimum_devices)
+    smallest = SmallestSum(needed, max(joined, needed), budget.honest_share)
+    share, length = share_variance(multiplier, smallest.counted_on), experts + anchors + 2
+
+    def guarantee(mechanism: str, noise_multiplier: float) -> Guarantee:
+        cost = [LedgerEntry(k, mechanism, noise_multiplier, "") for k in range(1, rounds + 1)]
+        return Guarantee(spent(cost, budget.delta), budget.delta, rounds)
+
+    with stage("attack statistics", 3, "mechanisms") as progress:
         plain = attack_statistics(
             "none: rounded to four decimals", as_they_are(experts), experts, anchors, config.seed
         )
@@ -143,10 +215,20 @@ def measure_statistics(
             experts,
             anchors,
             config.seed,
-            accounted,
+            guarantee("local", multiplier),
         )
         progress.advance(1)
-    return plain, noised
+        summed = attack_statistics(
+            f"central: {count_of(smallest.honest, 'honest share')} in a sum of "
+            f"{smallest.needed} of {count_of(smallest.joined, 'device')}",
+            summed_with_others(experts, multiplier, smallest),
+            experts,
+            anchors,
+            config.seed,
+            guarantee("central", summed_multiplier(share, smallest.counted_on, length)),
+        )
+        progress.advance(1)
+    return plain, noised, summed
 
 
 def attack_statistics(

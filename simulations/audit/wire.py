@@ -1,6 +1,7 @@
 """The wire under observation: every byte that leaves a device, and all that the server keeps of it.
 
-messages   each reply as it crosses Flower's wire, metadata and error texts included
+messages   each reply as it crosses Flower's wire, metadata and error texts included; of requests,
+           which bring releases to all devices, nothing is kept
 logs       what any library logs in this process while the federation runs
 files      names and contents in the run's folder, but for the vaults, which are the devices'
 """

@@ -8,7 +8,7 @@ from simulations.audit.attack import Attack
 from simulations.audit.audit import Audit
 from simulations.audit.bank_price import BankPrice
 from simulations.audit.egress import Egress
-from simulations.audit.sent_statistics import SeenSum
+from simulations.audit.sent_statistics import Seen, SeenSum
 from simulations.audit.statistics_mechanism import StatisticsEpsilon
 from simulations.report.statistics import Estimate
 from simulations.report.wording import byte_size, count_of, decimal, interval
@@ -35,14 +35,13 @@ def headline(audit: Audit) -> str:
 
 def guarantee(audit: Audit) -> str:
     """Say what the configured privacy mode guarantees of the statistics."""
-    mode, given = audit.config.privacy.mode, audit.statistics[1].accounted
+    mode = audit.config.privacy.mode
+    _, local, central = audit.statistics
+    given = (local if mode == "local" else central).accounted
     if mode == "off" or given is None:
         return "Their statistics carry no guarantee of differential privacy: privacy.mode is off"
     what = "Their statistics are" if mode == "local" else "The sum of their statistics is"
-    return (
-        f"{what} ({given.epsilon:.2g}, {given.delta:g})-differentially private by the accountant"
-        f"{'' if mode == 'local' else '; nobody attacked the sum'}"
-    )
+    return f"{what} ({given.epsilon:.2g}, {given.delta:g})-differentially private by the accountant"
 
 
 def federation(egress: Egress) -> str:
@@ -89,8 +88,12 @@ def proved(statistics: StatisticsEpsilon) -> str:
 
 
 def seen(audit: Audit) -> str:
-    """Say what the server sees of the devices' statistics: what there is to attack."""
-    found = audit.seen
+    """Say what the server sees of the devices' statistics, what there is to attack, and by what."""
+    journals = "" if audit.seen.untold or audit.seen.unheard else "; every journal tells the same"
+    return f"{_seen(audit.seen)} This was read off the wire{journals}."
+
+
+def _seen(found: Seen) -> str:
     if found.mode == "off":
         return f"The server sees the router statistics of each of {found.devices} devices."
     if found.mode == "local":

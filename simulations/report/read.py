@@ -144,6 +144,7 @@ def _round(data: Mapping[str, Any], release: int) -> RoundStatistics:
     return RoundStatistics(
         release=release,
         asked=int(data["asked"]),
+        joined=None if data.get("joined") is None else int(data["joined"]),
         answered=int(data["answered"]),
         refused=tuple((str(r["node"]), str(r["reason"])) for r in data.get("refused") or ()),
         traffic=tuple(

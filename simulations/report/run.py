@@ -103,12 +103,14 @@ class Traffic:
 class RoundStatistics:
     """One round: who was asked, who answered, what it weighed, and what was sent, by node.
 
-    ``mean_experts`` holds the mean expert weights, all that is known where devices were summed;
-    empty if the round has none.
+    ``joined`` counts the devices that joined the secure sum, in it at the end or not; None without
+    a sum. ``mean_experts`` holds the mean expert weights, all that is known where devices were
+    summed; empty if the round has none.
     """
 
     release: int
     asked: int
+    joined: int | None
     answered: int
     refused: tuple[tuple[str, str], ...]
     traffic: tuple[Traffic, ...]

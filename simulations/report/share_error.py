@@ -35,13 +35,15 @@ class Federation:
     Attributes
     ----------
     statistics : tuple of RouterUse
-        What each device's router says; empty where nobody may know.
+        What each device's router says; empty where nobody may know. If they are more than
+        ``devices``, those in the mean are drawn by lot: a round does not tell who was in its sum.
     mean : tuple of float, (E,)
         Mean expert weights: the truth, or where ``statistics`` is empty what the round ended with.
     devices : int
         Number of devices in the mean.
-    needed, asked : int
-        Devices that a secure sum needs, and that may be in it; they decide each one's noise.
+    needed, joined : int
+        Devices that a secure sum needs, and that joined it; they decide each one's noise. Some of
+        those that joined may have gone before the sum was taken, and are not in the mean.
     rounds : int
         That share the budget.
     privacy : PrivacyConfig
@@ -51,7 +53,7 @@ class Federation:
     mean: tuple[float, ...]
     devices: int
     needed: int
-    asked: int
+    joined: int
     rounds: int
     privacy: PrivacyConfig
 
@@ -101,25 +103,24 @@ def federation_of(run: Run) -> Federation | None:
         config = RunConfig.model_validate(tomllib.loads(run.config_text))
     except ValueError:  # of another version: what its noise was, nobody can say here
         return None
-    known = tuple(device.router for device in run.devices if device.router is not None)
     last = run.rounds[-1] if run.rounds else None
-    if not known and last is not None:
-        known = tuple(last.router.values())
-    if known:
-        devices, mean = len(known), _columns([use.expert_weights for use in known])
-    elif last is not None and last.mean_experts:
-        devices, mean = last.answered, last.mean_experts
-    else:
+    if last is None or not last.answered:
         return None
+    # A simulation has looked into the vaults of all that made statistics, gone or not.
+    looked_up = tuple(device.router for device in run.devices if device.router is not None)
+    known = tuple(last.router.values()) or looked_up
+    if len(known) < last.answered:
+        known = ()
+    mean = _columns([use.expert_weights for use in known]) if known else last.mean_experts
     if not mean or not all(use.anchor_weights for use in known):
         return None
-    asked = last.asked if last is not None else devices
     return Federation(
         statistics=known,
         mean=mean,
-        devices=devices,
-        needed=max(quorum_of(config.rounds, asked), config.privacy.minimum_devices),
-        asked=max(asked, devices),
+        devices=last.answered,
+        needed=max(quorum_of(config.rounds, last.asked), config.privacy.minimum_devices),
+        # Without a secure sum nobody knows who else would have joined one.
+        joined=last.answered if last.joined is None else last.joined,
         rounds=config.budget_rounds,
         privacy=config.privacy,
     )
@@ -148,7 +149,7 @@ def share_error(federation: Federation, mode: str, epsilon: float) -> float:
     """Return the mean absolute error of a share, over repeated rounds of one mode and budget."""
     multiplier = calibrate(epsilon, federation.privacy.delta, federation.rounds)
     generator = random.Random(derive_seed(0, "share error", mode, str(epsilon)))
-    honest = honest_devices(federation.needed, federation.asked, federation.privacy.honest_share)
+    honest = honest_devices(federation.needed, federation.joined, federation.privacy.honest_share)
     variance = noise_variance(multiplier) if mode == "local" else share_variance(multiplier, honest)
 
     def vector(statistics: RouterStatistics) -> list[int]:
@@ -158,11 +159,12 @@ def share_error(federation: Federation, mode: str, epsilon: float) -> float:
 
     statistics = [_as_statistics(use) for use in federation.statistics]
     if statistics:
-        experts, devices = len(federation.mean), len(statistics)
-        truth = decode_mean(_sum([encode(own) for own in statistics]), devices, experts)
+        experts, devices = len(federation.mean), federation.devices
 
         def estimate() -> tuple[Sequence[float], Sequence[float]]:
-            noised = decode_mean(_sum([vector(own) for own in statistics]), devices, experts)
+            summed = generator.sample(statistics, devices)
+            truth = decode_mean(_sum([encode(own) for own in summed]), devices, experts)
+            noised = decode_mean(_sum([vector(own) for own in summed]), devices, experts)
             return noised.expert_weights, truth.expert_weights
     else:
         deviation = math.sqrt(variance / federation.devices) / UNITS

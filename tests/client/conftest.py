@@ -1,6 +1,7 @@
 """Sealed vaults, cheap locks, and a device agent behind a socket."""
 
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -161,3 +162,18 @@ def until() -> Callable[..., None]:
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture(name="listens")
+def _listens() -> Callable[[Path], bool]:
+    """Return whether somebody listens at a socket; its file is there a moment before that."""
+
+    def listens(path: Path) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+            return True
+
+    return listens

@@ -399,14 +399,23 @@ def test_forget_erases_all_and_needs_no_passphrase(
 
 
 def start(
-    mesofed: Any, arguments: tuple[Any, ...], path: Path, meanwhile: Callable[[], None]
+    mesofed: Any,
+    arguments: tuple[Any, ...],
+    ready: Callable[[], bool],
+    meanwhile: Callable[[], None],
 ) -> tuple[Any, list[BaseException]]:
-    """Run `mesofed device start` here, do something beside it, and stop it as a system does."""
+    """Run `mesofed device start` here, do something beside it, and stop it as a system does.
+
+    Parameters
+    ----------
+    ready : callable
+        Whether it is time for what is done beside it; waited for a minute at most.
+    """
     failed: list[BaseException] = []
 
     def beside() -> None:
         deadline = time.monotonic() + 60
-        while not path.exists() and time.monotonic() < deadline:
+        while not ready() and time.monotonic() < deadline:
             time.sleep(0.01)
         try:
             meanwhile()
@@ -427,7 +436,7 @@ def start(
 
 
 def test_start_answers_until_it_is_stopped_and_inspect_tells_all_of_it(
-    mesofed: Any, sealed: Path, federation: Any, until: Any, short_path: Path
+    mesofed: Any, sealed: Path, federation: Any, until: Any, listens: Any, short_path: Path
 ) -> None:
     path = short_path / "a.sock"
     arguments = (sealed, "--socket", path, "--config", federation.run_dir / "config.toml")
@@ -444,7 +453,7 @@ def test_start_answers_until_it_is_stopped_and_inspect_tells_all_of_it(
         with pytest.raises(MesofedError, match="another agent has it"), owned(vault):
             pass
 
-    done, failed = start(mesofed, arguments, path, meanwhile)
+    done, failed = start(mesofed, arguments, lambda: listens(path), meanwhile)
     assert failed == []
     assert (done.code, "Stopped." in done.out) == (0, True)
     assert f"Listening at {path}" in done.out

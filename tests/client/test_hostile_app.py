@@ -55,7 +55,7 @@ class Target:
 
 @pytest.fixture
 def target(
-    federation: Any, short_path: Path, canary_user: User, quick_lock: None
+    federation: Any, short_path: Path, canary_user: User, listens: Any, quick_lock: None
 ) -> Iterator[Target]:
     """`mesofed device start` as it is started on a real device, the SuperNode being nobody."""
     short_path.chmod(0o755)
@@ -76,7 +76,7 @@ def target(
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not path.exists():
+    while not listens(path):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)

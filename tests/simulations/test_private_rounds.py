@@ -61,6 +61,7 @@ def test_the_server_learns_the_noised_means_exactly_and_no_device_s_numbers(
     simulate(config, run)
     record = record_of(run)
     assert (record["asked"], record["answered"], record["refused"]) == (DEVICES, DEVICES, [])
+    assert record.get("joined") == (DEVICES if mode == "central" else None)
 
     multiplier = calibrate(20.0, 1e-5, 1)
     honest = 3 - 1  # 3 devices are needed, and one of the 5 may be dishonest

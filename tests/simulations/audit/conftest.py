@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shared.config import RunConfig
-from simulations.audit.federations import Ground, lay_ground
+from simulations.audit.federations import Ground, PeopleRun, lay_ground, run_people
 
 SETTINGS: dict[str, Any] = {
     "seed": 5,
@@ -50,10 +50,8 @@ def grounds(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 
 @pytest.fixture(scope="session")
-def people_runs(grounds: Callable[[str], Ground]) -> Callable[[str], Path]:
+def people_runs(grounds: Callable[[str], Ground]) -> Callable[[str], PeopleRun]:
     """The run of all people in any privacy mode."""
-    from simulations.audit.federations import run_people
-
     return cache(lambda mode: run_people(grounds(mode)))
 
 

@@ -67,11 +67,15 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
         "unguarded",
     ]
     assert [bool(egress["finds"]) for egress in found["egress"]] == [False, True, True]
-    plain, noised = found["statistics"]
+    plain, noised, summed = found["statistics"]
     assert (plain["accounted"], plain["passed"]) == (None, True)
     assert noised["passed"]
     assert noised["accounted"]["epsilon"] == pytest.approx(8.0, rel=1e-3)
-    assert 0 < noised["empirical"]["gaussian"] < noised["accounted"]["epsilon"]
+    # One of five devices may be dishonest, and three are needed.
+    assert summed["mechanism"] == "central: 2 honest shares in a sum of 3 of 5 devices"
+    for attacked in (noised, summed):
+        assert attacked["passed"]
+        assert 0 < attacked["empirical"]["gaussian"] < attacked["accounted"]["epsilon"]
     assert {attack["target"] for attack in found["attacks"]} == {
         "router statistics",
         "meta-LoRA bank",
@@ -99,6 +103,7 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
         assert "none: rounded to four decimals" in shown
         assert f"{noised['empirical']['gaussian']:.2f} for" in shown
         assert "at most 8" in shown
+        assert f"{summed['empirical']['gaussian']:.2f} for" in shown
 
     again = audit()
     assert again.code == 1
@@ -119,6 +124,9 @@ def test_an_audit_of_noised_statistics_says_what_the_server_sees(
     assert (ours["never_run"], ours["honest_failed"], ours["finds"]) == ([], 0, [])
     seen, targets = found["seen"], [attack["target"] for attack in found["attacks"]]
     shown = [" ".join(text.split()) for text in (outcome.text, page)]
+    assert (seen["several"], seen["untold"], seen["unheard"]) == (0, 0, 0)
+    for text in shown:
+        assert "This was read off the wire; every journal tells the same." in text
     if mode == "local":
         assert (seen["single"], seen["bare"], seen["sum"]) == (5, 0, None)
         assert targets.count("router statistics") >= 2

@@ -17,7 +17,7 @@ from simulations.audit.canaries import (
     plant,
     really_there,
 )
-from simulations.audit.federations import Ground
+from simulations.audit.federations import Ground, PeopleRun
 
 PERSON = synthetic_users(2, groups=2, seed=1)[0]
 
@@ -65,9 +65,9 @@ def test_every_device_and_place_has_a_canary_of_its_own(ground: Ground) -> None:
 
 
 def test_what_a_device_learned_is_read_back(
-    ground: Ground, people_runs: Callable[[str], Path]
+    ground: Ground, people_runs: Callable[[str], PeopleRun]
 ) -> None:
-    (embedding,) = learned(Vault(people_runs("off") / "vaults" / "0000"), 0)
+    (embedding,) = learned(Vault(people_runs("off").run / "vaults" / "0000"), 0)
     # The user LoRA is trained under the planted method's name here, so the embedding is all.
     assert (embedding.kind, embedding.planted) == ("embedding", False)
     assert embedding.values is not None

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from simulations.audit.attack import area
-from simulations.audit.federations import Ground
+from simulations.audit.federations import Ground, PeopleRun
 from simulations.audit.inference import release_of
 from simulations.audit.seen_statistics import (
     derangement,
@@ -22,10 +21,10 @@ from simulations.audit.sent_statistics import sent_vectors
 
 
 def test_expected_statistics_are_those_that_are_sent(
-    ground: Ground, people_runs: Callable[[str], Path]
+    ground: Ground, people_runs: Callable[[str], PeopleRun]
 ) -> None:
     release = release_of(ground)
-    seen = sent_vectors(people_runs("off"), len(ground.devices))
+    seen = sent_vectors(people_runs("off"))
     for sent, person in zip(seen, ground.devices, strict=True):
         expected = expected_statistics(ground.base, release, person.given.history)
         assert sent == pytest.approx(expected, abs=1e-4)

@@ -37,7 +37,7 @@ def federation(
         mean=SHARES,
         devices=devices,
         needed=needed,
-        asked=devices,
+        joined=devices,
         rounds=2,
         privacy=PrivacyConfig(honest_share=honest_share),
     )
@@ -157,6 +157,29 @@ def test_where_only_a_sum_is_known_its_mean_and_the_noise_s_deviation_are_used(
     assert "the known standard deviation" in write_report(folder).read_text(encoding="utf-8")
     path.write_text(json.dumps({**data, "asked": 20, "answered": 20, "devices": [], "mean": None}))
     assert federation_of(read_run(folder)) is None
+
+
+@pytest.mark.parametrize("looked_up", [0, 20])
+def test_the_noise_is_that_of_a_sum_of_those_that_joined_and_the_mean_of_those_in_it(
+    fake_run: Writer, looked_up: int
+) -> None:
+    """Of 20 asked, 12 joined the sum and 10 are in it; a simulation has looked into all vaults."""
+    text = '[privacy]\nmode = "central"\nepsilon = 32.0\nrounds = 1\nhonest_share = 0.5\n'
+    folder = configured(fake_run(devices=looked_up), text)
+    path = folder / "statistics/r1.json"
+    data: dict[str, Any] = json.loads(path.read_text())
+    nodes = [{"node": n, "bytes_down": 1, "bytes_up": 1} for n in range(10)]
+    mean = {"expert_weights": list(SHARES), "anchor_weights": [1.0]}
+    counts = {"asked": 20, "joined": 12, "answered": 10}
+    path.write_text(json.dumps({**data, **counts, "devices": nodes, "mean": mean}))
+    found = federation_of(read_run(folder))
+    assert found is not None
+    assert len(found.statistics) == looked_up
+    assert (found.devices, found.needed, found.joined) == (10, 10, 12)
+    # Of the 10 that are needed 6 of the 12 may be dishonest, so each adds a fourth of the noise.
+    deviation = calibrate(32.0, 1e-5, 1) * math.sqrt(21 / 4) / math.sqrt(4) / math.sqrt(10)
+    errors = [share_error(found, "central", e) for e in (32.0, 32.01, 31.99, 32.02)]
+    assert sum(errors) / 4 == pytest.approx(expected(deviation), rel=0.12)
 
 
 @pytest.mark.parametrize("text", ["", "seed = ", "no_such_setting = 1\n"])
