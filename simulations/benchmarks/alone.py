@@ -31,16 +31,22 @@ STEPS = 2
 
 
 def batched_against_alone(settings: Settings, on_round: Callable[[], None]) -> Finding:
-    """Compare gradients and trained LoRAs of eight users, in one batch and one by one, in fp32."""
+    """Compare gradients and trained LoRAs of eight users, in one batch and one by one."""
     base = resident(settings, "fp32", ALL_LINEAR)
     equal, unequal, short = (
         make_workload(base, lengths, ANSWER_SHARE) for lengths in (EQUAL, UNEQUAL, SHORT)
     )
-    found = (
+    found: tuple[tuple[str, float, Bar | None], ...] = (
         ("trained LoRAs, equal lengths", training_difference(base, equal), Bar(0.0, False)),
         ("trained LoRAs, unequal lengths", training_difference(base, unequal), Bar(1e-5, False)),
         ("gradients, padded to one length", gradient_difference(base, unequal), Bar(1e-5, False)),
         ("gradients, answers of 2-3 tokens", gradient_difference(base, short), None),
+    )
+    base = resident(settings, "bf16", ALL_LINEAR)  # the one in fp32 makes room
+    equal, unequal = (make_workload(base, lengths, ANSWER_SHARE) for lengths in (EQUAL, UNEQUAL))
+    found += (
+        ("trained LoRAs, equal, bf16", training_difference(base, equal), Bar(0.0, False)),
+        ("trained LoRAs, unequal, bf16", training_difference(base, unequal), Bar(0.0, False)),
     )
     on_round()
     return Finding(

@@ -5,9 +5,10 @@
     local     the same, with noise of each device
     central   the same, with noise and a secure sum
 
-All devices train on the same release from the same histories, each by itself, and every side has
-to leave the same private LoRAs. In a simulation vaults are open, so a device of this row is put
-together as the device agent does it: a sealed vault, ``client.boundary``, the egress guard.
+A round is as long as a run's own: histories, epochs and release are those of the defaults. All
+devices train on the same release from the same histories, in whatever company they meet, and every
+side has to leave the same private LoRAs. In a simulation vaults are open, so a device of this row
+is put together as the device agent does it: a sealed vault, ``client.boundary``, the egress guard.
 """
 
 import shared.flower_environment  # noqa: F401 - before flwr, which reads it on import
@@ -65,7 +66,6 @@ from simulations.benchmarks.measurement import (
     ratios,
 )
 from simulations.benchmarks.round_of_devices import DEVICES, METHOD, RELEASE, release_for
-from simulations.benchmarks.round_of_devices import run_config as config_of_round
 from simulations.local_grid import run_local
 
 BARE, MODES = "bare", ("off", "local", "central")
@@ -133,24 +133,33 @@ def boundary(settings: Settings, on_round: Callable[[], None]) -> Finding:
 
 def sides_of(settings: Settings) -> dict[str, Round]:
     """Return the bare side, and one of each privacy mode."""
-    config = config_of_round(settings)
+    config = run_config(settings)
     people = split_users(load_corpus(config.corpus, config.seed), config.corpus, config.seed).device
     base = compute(lambda: load_base(config.base, config.adapt))
     release = compute(lambda: full_release(base, config))
-    # A cohort of one, as on real devices: in company a user's batches follow from who comes when,
-    # so that sides would do different work.
-    alone = replace(base, memory=1)
     sides = {}
     for side in (BARE, *MODES):
         privacy = config.privacy.model_copy(update={"mode": "off" if side == BARE else side})
         sides[side] = Round(
             side,
-            alone,
+            base,
             config.model_copy(update={"privacy": privacy}),
             replace(release, base_name=f"{base.name}, {side}"),
             people,
         )
     return sides
+
+
+def run_config(settings: Settings) -> RunConfig:
+    """Return the configuration of a run: the defaults, but for the people and the method."""
+    return RunConfig.model_validate(
+        {
+            "threads": settings.threads,
+            "methods": [METHOD],
+            "base": {"name": settings.model},
+            "corpus": {"server_users": 2, "device_users": DEVICES, "max_queries": 1},
+        }
+    )
 
 
 def full_release(base: BaseModel, config: RunConfig) -> Release:
