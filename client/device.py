@@ -17,7 +17,7 @@ from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.compute import compute
 from shared.config import PrivacyConfig, PrivateConfig
-from shared.embedding import embed_user, expect_user
+from shared.embedding import embed_user
 from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
 from shared.methods import METHODS
@@ -92,7 +92,6 @@ class Device:
         whom changes the time it takes, and no result.
         """
         release = self.release()
-        compute(lambda: expect_user(self.base, self.vault.person().history))
         waiting = compute(lambda: self._begin(release))
         for method in list(waiting):
             trained = waiting.pop(method)()

@@ -28,7 +28,7 @@ from shared.base_model import BaseModel, load_base
 from shared.cohort import Trained
 from shared.config import RunConfig
 from shared.corpus.user import User
-from shared.embedding import EmbeddingSpace, embed_user, expect_user
+from shared.embedding import EmbeddingSpace, embed_user
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import stage
@@ -138,8 +138,6 @@ def _embeddings(base: BaseModel, folder: Path, users: Sequence[User]) -> Tensor:
 
     def train() -> tuple[Tensors, Log]:
         embeddings = []
-        for user in users:
-            expect_user(base, user.history)
         with stage("embed server users", len(users), "users") as progress:
             for user in users:
                 embeddings.append(embed_user(base, user.history))

@@ -19,12 +19,6 @@ from shared.samples import Sample, collate, history_samples
 EMBED_ROWS = 32
 
 
-def expect_user(base: BaseModel, history: Iterable[ProfileItem]) -> None:
-    """Say that a history is going to be embedded: its texts may fill up the batches of others."""
-    if base.prefix is not None:
-        base.prefix.expect(sample.read for sample in history_samples(base, history))
-
-
 def embed_user(base: BaseModel, history: Iterable[ProfileItem]) -> Tensor:
     """Return the mean hidden state over a history, (width,), fp32.
 

@@ -7,13 +7,12 @@ No LoRA can change what the prefix computes, so its output serves all epochs, st
 methods. The shape of a batch follows from the length of its texts alone, and missing rows are
 filled up with empty ones: matrix kernels choose their order of summation by shape, so a text's
 states do not depend on what it happens to be batched with, or on what was in memory before a run
-was resumed. Rows that are missing go to texts that somebody is going to ask for, if any are known.
+was resumed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +62,6 @@ class FrozenPrefix:
         Of the states.
     cache : StateCache
         What is remembered.
-    expected : dict of dict
-        Texts that will be asked for, by the shape of their batch, in the order of their coming.
     """
 
     decoder: nn.Module
@@ -72,13 +69,6 @@ class FrozenPrefix:
     dtype: torch.dtype
     width: int
     cache: StateCache
-    expected: dict[tuple[int, int], dict[tuple[int, ...], None]] = field(default_factory=dict)
-
-    def expect(self, texts: Iterable[tuple[int, ...]]) -> None:
-        """Say which token ids will be asked for: they may fill up the batches of others."""
-        for text in texts:
-            if text and text not in self.cache:
-                self.expected.setdefault(batch_shape(len(text)), {})[text] = None
 
     def states(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return the prefix's output for right-padded token ids, zero at the padding.
@@ -123,7 +113,6 @@ class FrozenPrefix:
         assert isinstance(layers, nn.ModuleList)
         with _layers(self.decoder, nn.ModuleList([*layers[: self.cut], capture])):
             for (rows, columns), same in by_shape.items():
-                self._fill_up(same, rows, columns)
                 for start in range(0, len(same), rows):
                     chunk = same[start : start + rows]
                     ids = torch.zeros(rows, columns, dtype=torch.long)
@@ -132,16 +121,6 @@ class FrozenPrefix:
                     self.decoder(input_ids=ids.to(device), use_cache=False)
                     for row, text in enumerate(chunk):
                         self.cache.put(text, capture.states[row, : len(text)].clone())
-
-    def _fill_up(self, same: list[tuple[int, ...]], rows: int, columns: int) -> None:
-        """Add expected texts to those of a shape until no row is empty."""
-        expected = self.expected.get((rows, columns), {})
-        for text in same:
-            expected.pop(text, None)
-        for text in list(islice(expected, -len(same) % rows)):
-            del expected[text]
-            if text not in self.cache:
-                same.append(text)
 
 
 @contextmanager

@@ -30,11 +30,6 @@ class Sample:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
 
-    @property
-    def read(self) -> tuple[int, ...]:
-        """What the model reads: the last token is only ever predicted."""
-        return (self.prompt + self.answer)[:-1]
-
 
 def answer_room(base: BaseModel, task: Task, labels: Sequence[str] | None) -> int:
     """Return the tokens that are kept for an answer, so that every prompt is cut alike.
@@ -160,7 +155,7 @@ def collate(groups: Sequence[Sequence[Sample]], pad_token: int, device: torch.de
         for index, sample in enumerate(group):
             line = user * rows + index
             lengths[line] = len(sample) - 1
-            ids[line, : len(sample) - 1] = torch.tensor(sample.read)
+            ids[line, : len(sample) - 1] = torch.tensor((sample.prompt + sample.answer)[:-1])
             row += [line] * len(sample.answer)
             position += range(len(sample.prompt) - 1, len(sample) - 1)
             target += sample.answer

@@ -19,7 +19,7 @@ from server.training import train_release
 from shared.atomic_file import write_bytes
 from shared.base_model import BaseModel
 from shared.corpus.user import User
-from shared.embedding import embed_user, expect_user
+from shared.embedding import embed_user
 from shared.progress import stage
 from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
@@ -74,8 +74,6 @@ class Scene:
         def embed() -> dict[str, Tensor]:
             found = []
             with stage("embed people", len(self.people), "users") as progress, self.base.lock:
-                for user in self.people:
-                    expect_user(self.base, user.history)
                 for user in self.people:
                     found.append(embed_user(self.base, user.history))
                     progress.advance(1)

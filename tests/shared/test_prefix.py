@@ -115,19 +115,3 @@ def test_layers_of_mixed_attention_keep_their_masks() -> None:
             parts = FrozenPrefix(decoder, cut, torch.float32, 32, StateCache(1 << 20))
             came = parts.finish(parts.states(ids, [24]))
             torch.testing.assert_close(came, whole, rtol=1e-5, atol=1e-5)
-
-
-def test_texts_that_are_expected_fill_the_rows_of_others_and_get_the_same_bits() -> None:
-    base = cut_base()
-    prefix, alone = prefix_of(base, 1 << 30), prefix_of(base, 1 << 30)
-    calls: list[int] = []
-    hook = base.model.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))
-    prefix.expect(TEXTS)
-    # 5, 9 and 16 tokens share a batch of eight rows with 1, 8 and 12; 30 one of four with 17, 23.
-    for text in TEXTS:
-        ids, lengths = padded([text])
-        came = prefix.states(ids, lengths)
-        assert torch.equal(came, alone.states(ids, lengths))
-    hook.remove()
-    assert len(calls) == 3 + len(TEXTS)
-    assert not any(prefix.expected.values())
