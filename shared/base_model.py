@@ -22,6 +22,7 @@ from shared.lora.lora import LinearMap
 from shared.prefix import FrozenPrefix, batch_shape
 from shared.pretrained import load_folder, local_folder
 from shared.quantise import quantise
+from shared.rowwise_product import rowwise
 from shared.state_cache import StateCache
 
 
@@ -166,7 +167,9 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
     model, tokenizer = _weights(config.name, dtype)
     cut = _cut(model, config.top_layers)
     maps = _adapted_maps(model, adapt, cut)
-    others = sorted(set(_linear_maps(model, cut)) - {linear.name for linear in maps})
+    # Where rounding depends on company, maps without LoRAs have to be taken apart as well.
+    others = set(_linear_maps(model, cut)) if rowwise(dtype, device) else set()
+    others -= {linear.name for linear in maps}
     identity = fingerprint(model, model.config, _embedding(model))
     if config.format in ("int8", "nf4"):
         quantise(model, _linear_maps(model), config.format, device)
@@ -174,7 +177,7 @@ def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
     if device.type == "cpu":
         # On short texts a training step is a quarter faster than with the fused CPU attention.
         model.set_attn_implementation("eager")
-    stack = AdapterStack.attach(model, maps, others)
+    stack = AdapterStack.attach(model, maps, sorted(others))
     model.requires_grad_(False).eval()
     # The head takes a slice of a batch for a batch of matrices, and copies itself for each row.
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)

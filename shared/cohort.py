@@ -11,6 +11,7 @@ padded because of others, and products are taken so that each user gets the bits
 alone (``shared.rowwise_product``).
 """
 
+import itertools
 import math
 import time
 from collections import defaultdict
@@ -362,7 +363,9 @@ class Cohort:
     @contextmanager
     def _measured(self, shape: tuple[bool, int, int], users: int) -> Iterator[None]:
         """Measure what a forward pass keeps for the backward pass."""
-        kept = {p.untyped_storage().data_ptr(): 0 for p in self.base.model.parameters()}
+        model = self.base.model  # quantised weights are buffers
+        weights = itertools.chain(model.parameters(), model.buffers())
+        kept = {weight.untyped_storage().data_ptr(): 0 for weight in weights}
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -404,7 +407,8 @@ def train_cohort(
     Returns
     -------
     Trained
-        Equal to training each trainee alone, to the bit (on a CPU).
+        Equal to training each trainee alone; on a CPU to the bit, if the decoder's weights are
+        linear maps (``shared.rowwise_product``).
     """
     fusion = fusion or FusionWeights()
     cohort = Cohort(base, initial.rank, config, fusion.loras, fusion.learning_rate)

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-from shared.rowwise_product import multiply
+from torch.nn.functional import linear
 
 # So many rows at most go through the kernel that reads int8 as it is; for more of them it is
 # faster to make bf16 of the weights first, which loses nothing, as it holds every int8.
@@ -75,15 +74,10 @@ class _Int8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return _multiply(x, weight.to(x.dtype).t()) * scale
+        return linear(x, weight.to(x.dtype)) * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_y: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
-        return _multiply(by_y * scale, weight.to(by_y.dtype)), None, None
-
-
-def _multiply(x: Tensor, w: Tensor) -> Tensor:
-    """Return x (..., in) times w (in, out), each row whatever others there are."""
-    return multiply(x.reshape(-1, x.shape[-1]), w).view(*x.shape[:-1], -1)
+        return (by_y * scale) @ weight.to(by_y.dtype), None, None

@@ -7,6 +7,9 @@ A bf16 kernel chooses its order of summation by the number of rows, so a user wo
 in company than alone, and training makes more of such roundings (docs/performance.md). Which
 numbers of rows have the order of 256 is a matter of processor and library. It is tried out the
 first time that a number is met: an order does not depend on the numbers that are summed.
+
+It holds for linear maps that are modules. Decoders that keep many matrices in one parameter, as
+mixtures of experts do, multiply by themselves, and keep depending on company in the last bits.
 """
 
 from typing import Any
@@ -18,6 +21,8 @@ from torch.nn.functional import pad
 
 # Most kernels sum alike from 192 to 384 rows, so that little is split and little filled up.
 ROWS = 256
+# Columns that differ in a matrix to try kernels with.
+COLUMNS = 64
 
 # By what a kernel is chosen by, whether it sums like the one of ROWS rows.
 _alike: dict[tuple[object, ...], bool] = {}
@@ -78,12 +83,13 @@ def rounding_alone(width: int, out: int, dtype: torch.dtype) -> tuple[Tensor, Te
     """
     generator = torch.Generator().manual_seed(0)
     half, order = width // 2, torch.randperm(width, generator=generator)
-    x, w = torch.zeros(ROWS, width), torch.zeros(width, out)
-    left = torch.randn(ROWS, half, generator=generator)
+    x, w = torch.zeros(ROWS, width, dtype=dtype), torch.zeros(width, out, dtype=dtype)
+    left = torch.randn(ROWS, half, generator=generator).to(dtype)
     x[:, order[:half]], x[:, order[half : 2 * half]] = left, -left
-    right = torch.randn(half, out, generator=generator)
+    few = torch.randn(half, COLUMNS, generator=generator).to(dtype)  # all would take longer
+    right = few.repeat(1, -(-out // COLUMNS))[:, :out]
     w[order[:half]], w[order[half : 2 * half]] = right, right
-    return x.to(dtype), w.to(dtype)
+    return x, w
 
 
 def multiply_frozen(x: Tensor, w: Tensor) -> Tensor:

@@ -18,9 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from shared.int8 import Int8Linear
 from shared.lora.lora import Factors, LinearMap, Lora
 from shared.rowwise_product import ROWS, multiply_frozen
+
+# A matrix of one column goes to another kernel for one user than for several.
+LEAST_RANK = 2
+# Up to so many multiplications torch takes a batch of bf16 matrices by itself, without oneDNN.
+SMALL_BATCH = 16**3
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,20 @@ class StackedLinear(nn.Module):
         # each would cost it two per cent.
         self._map = base.forward
 
+    @property
+    def weight(self) -> Tensor:
+        """The base map's, which some decoders read beside calling it."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base map's."""
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
     def forward(self, x: Tensor) -> Tensor:
         """Map x (rows, tokens, in) to y (rows, tokens, out)."""
         parts = self.stack.parts
@@ -79,7 +97,7 @@ class StackedLinear(nn.Module):
         if parts.shared is not None and (shared := parts.shared.factors.get(self.name)):
             y = _add_shared(y, x, shared, parts)
         if parts.private is not None and (private := parts.private.get(self.name)):
-            y = _add_private(y, x, private, parts.users)
+            y = _add_private(y, x, private, parts)
         return y
 
 
@@ -90,15 +108,15 @@ def _rowwise_map(base: nn.Module, x: Tensor) -> Tensor:
     -------
     Tensor, (..., out)
     """
-    if isinstance(base, Int8Linear):  # multiplies so by itself
-        return base.forward(x)
     flat = x.reshape(-1, x.shape[-1])
     if type(base) is nn.Linear:
         y = multiply_frozen(flat, base.weight.t())
         y = y if base.bias is None else y + base.bias
-    else:  # another library's: its kernels are asked for the same number of rows each time
+    else:  # quantised: its own kernels are asked for the same number of rows each time
         filled = pad(flat, (0, 0, 0, -len(flat) % ROWS))
-        y = torch.cat([base(rows) for rows in filled.split(ROWS)])[: len(flat)]
+        y = torch.cat([base(rows) for rows in filled.split(ROWS)])
+        if len(y) > len(flat):  # a copy, lest what fills up is kept for the way back
+            y = y[: len(flat)].clone()
     return y.view(*x.shape[:-1], -1)
 
 
@@ -120,15 +138,20 @@ def _add_shared(y: Tensor, x: Tensor, factors: Factors, parts: Parts) -> Tensor:
     return y
 
 
-def _add_private(y: Tensor, x: Tensor, factors: Factors, users: int) -> Tensor:
+def _add_private(y: Tensor, x: Tensor, factors: Factors, parts: Parts) -> Tensor:
     """Return y + b_u a_u x, (rows, tokens, out)."""
-    a, b = factors.a.to(x.dtype), factors.b.to(y.dtype)
-    if factors.rank == 1:
-        # A matrix of one column goes to another kernel for one user than for several, which
-        # would sum in another order: an empty second rank keeps their bits equal.
-        a, b = pad(a, (0, 1)), pad(b, (0, 0, 0, 1))
-    low = torch.bmm(x.reshape(users, -1, x.shape[-1]), a)  # (users, rows * tokens, rank)
-    return torch.baddbmm(y.reshape(users, -1, y.shape[-1]), low.to(y.dtype), b).view(y.shape)
+    a, b, users = factors.a.to(x.dtype), factors.b.to(y.dtype), parts.users
+    flat, wide = x.reshape(users, -1, x.shape[-1]), y.reshape(users, -1, y.shape[-1])
+    # Small batches of matrices go to another kernel than large ones, which would sum in another
+    # order for one user than for several: empty ranks make one user's batch large enough.
+    least = LEAST_RANK
+    if parts.rowwise:
+        least = max(least, SMALL_BATCH // (flat.shape[1] * min(a.shape[1], b.shape[2])) + 1)
+    if factors.rank < least:
+        missing = least - factors.rank
+        a, b = pad(a, (0, missing)), pad(b, (0, 0, 0, missing))
+    low = torch.bmm(flat, a)  # (users, rows * tokens, rank)
+    return torch.baddbmm(wide, low.to(y.dtype), b).view(y.shape)
 
 
 class AdapterStack:

@@ -1,10 +1,13 @@
 """The federations of an audit: one release, trained once, and devices of several kinds for it."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from flwr.app import Message
+from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
 from client.vault import Vault
@@ -19,7 +22,9 @@ from shared.corpus.load import load_corpus
 from shared.corpus.split import split_users
 from shared.errors import MesofedError
 from shared.run_settings import keys_folder
+from shared.secure_aggregation.device_session import DeviceSession
 from shared.secure_aggregation.graph import FEWEST_DEVICES
+from shared.secure_aggregation.messages import MASKED
 from simulations.audit.people import Halved, halved
 from simulations.audit.wire import Left, TappedGrid
 from simulations.local_grid import run_on
@@ -27,6 +32,8 @@ from simulations.local_grid import run_on
 UPLOADED = "oppu"
 """The method whose user LoRA devices upload in a contrast."""
 LEAST_SERVER_USERS, LEAST_DEVICES = 4, 4
+RELEASE = 1
+"""That all federations are about."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +149,32 @@ class PeopleRun:
     devices : int
     left : tuple of Left
         Every reply as it crossed the wire; small, for no release is among them.
+    under_masks : dict of tuple of int
+        By device, the vector that it put into a secure sum. A vault has it until the sum is opened,
+        so the audit looks it up on the way.
     """
 
     run: Path
     devices: int
     left: tuple[Left, ...]
+    under_masks: Mapping[int, tuple[int, ...]]
+
+
+class _PeopleGrid(TappedGrid):
+    """The tap, and a look into each vault when its masked vector has left."""
+
+    def __init__(self, client_app: ClientApp, devices: int, run: Path) -> None:
+        super().__init__(client_app, devices, run)
+        self.folder, self.under_masks = run, dict[int, tuple[int, ...]]()
+
+    def _answer(self, request: Message, node: int) -> Message:
+        reply = super()._answer(request, node)
+        if request.metadata.message_type == MASKED:
+            kept = Vault(vault_folder_of(self.folder, node - 1)).session(RELEASE)
+            vector = DeviceSession.from_bytes(kept).vector if kept is not None else None
+            if vector is not None:
+                self.under_masks[node - 1] = vector
+        return reply
 
 
 def run_people(ground: Ground) -> PeopleRun:
@@ -154,6 +182,6 @@ def run_people(ground: Ground) -> PeopleRun:
     run = found(ground, "people", (UPLOADED,), len(ground.devices))
     for device, person in enumerate(ground.devices):
         vault_of(ground, run, device).move_in(person.given)
-    grid = TappedGrid(client_app, len(ground.devices), run)
+    grid = _PeopleGrid(client_app, len(ground.devices), run)
     run_on(grid, server_app, run)
-    return PeopleRun(run, len(ground.devices), tuple(grid.left))
+    return PeopleRun(run, len(ground.devices), tuple(grid.left), grid.under_masks)

@@ -6,6 +6,7 @@ from uploaded user LoRAs what they were trained on; which group. No device of Me
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def measure_inference(ground: Ground, ran: PeopleRun) -> tuple[Attack, ...]:
     found: list[Attack] = []
     with stage("inference attacks", len(parts), "targets") as progress:
         for part in parts:
-            found += compute(lambda part=part: part(ground, ran, release))  # type: ignore[misc]
+            found += compute(partial(part, ground, ran, release))
             progress.advance(1)
     return tuple(found)
 

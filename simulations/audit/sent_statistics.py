@@ -11,7 +11,7 @@ say whether noise is there and how far a sum is from the truth.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,15 @@ from shared.secure_aggregation import masks
 from shared.secure_aggregation.messages import MaskedVector
 from shared.statistic_vector import UNITS, encode
 from simulations.audit.attack import Scores
-from simulations.audit.federations import PeopleRun, vault_folder_of
+from simulations.audit.federations import RELEASE, PeopleRun, vault_folder_of
+from simulations.audit.sent_noise import (
+    SentNoise,
+    declared_variance,
+    make_up,
+    noise_between,
+)
 from simulations.audit.wire import Left
 from simulations.report.wording import count_of
-
-RELEASE = 1
 
 Vector = tuple[int, ...]
 """As ``statistic_vector.encode`` has it, (E + M + 2,)."""
@@ -90,6 +94,8 @@ class Seen:
         said here is not known either.
     sum : SeenSum or None
         In mode ``central``.
+    noise : SentNoise or None
+        In modes ``local`` and ``central``; None if it cannot be measured.
     """
 
     mode: str
@@ -100,6 +106,7 @@ class Seen:
     untold: int
     unheard: int
     sum: SeenSum | None
+    noise: SentNoise | None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -111,9 +118,15 @@ class Seen:
             "sent what is not in the journal": self.untold,
             "put into the journal what never crossed the wire": self.unheard,
         }
-        return tuple(
-            f"{count_of(count, 'device')} {what}" for what, count in wrong.items() if count
-        )
+        found = [f"{count_of(count, 'device')} {what}" for what, count in wrong.items() if count]
+        if self.mode != "off" and self.noise is None:
+            found.append("what devices put under noise cannot be told from what was sent")
+        if self.noise is not None and self.noise.too_small:
+            found.append(
+                f"the noise on what was sent has standard deviation {self.noise.measured:.2g}; "
+                f"by privacy.mode {self.mode} it should be {self.noise.declared:.2g}"
+            )
+        return tuple(found)
 
 
 def sent_vectors(people: PeopleRun) -> list[Scores]:
@@ -138,6 +151,9 @@ def look_at(people: PeopleRun, mode: str) -> Seen:
     vectors = [_vectors(replies) for replies in left]
     crossed = [_crossed(replies) for replies in left]
     told = [_told(people.run, device) for device in range(people.devices)]
+    record = json.loads(
+        (people.run / "statistics" / f"r{RELEASE}.json").read_text(encoding="utf-8")
+    )
     return Seen(
         mode,
         people.devices,
@@ -146,8 +162,26 @@ def look_at(people: PeopleRun, mode: str) -> Seen:
         bare=sum(tuple(encode(own)) in found for found, own in zip(vectors, before, strict=True)),
         untold=sum(bool(wire - journal) for wire, journal in zip(crossed, told, strict=True)),
         unheard=sum(bool(journal - wire) for wire, journal in zip(crossed, told, strict=True)),
-        sum=_seen_sum(people.run, before) if mode == "central" else None,
+        sum=_seen_sum(record, before) if mode == "central" else None,
+        noise=_noise(people, mode, record, vectors, before) if mode != "off" else None,
     )
+
+
+def _noise(
+    people: PeopleRun,
+    mode: str,
+    record: Any,
+    vectors: list[list[Vector]],
+    before: list[RouterStatistics],
+) -> SentNoise | None:
+    noised: Mapping[int, Vector] = {d: found[0] for d, found in enumerate(vectors) if found}
+    if mode == "central":
+        noised, told = people.under_masks, record["mean"]
+        if told and not make_up([*noised.values()], len(before[0].expert_weights), told):
+            return None
+    truth = [encode(before[device]) for device in noised]
+    variance = declared_variance(people.run, mode, record)
+    return noise_between([*noised.values()], truth, variance)
 
 
 def _left_by(people: PeopleRun, device: int) -> list[Left]:
@@ -170,9 +204,11 @@ def _readable(reply: Left) -> Iterator[Vector]:
         elif fault_of(record, NOISED_FORM) is None:
             yield tuple(record["vector"])
         elif fault_of(record, MaskedVector.FORM) is None:
-            numbers = masks.from_ring(masks.from_bytes(record["vector"]))
-            # Under a mask a number is anything below 2^64, so all are small once in 10^27 at most.
-            if all(abs(number) <= MAX_NOISED for number in numbers):
+            ring = masks.from_bytes(record["vector"])
+            numbers, apart = masks.from_ring(ring), masks.from_ring(ring[1:] - ring[0])
+            # Under a mask a number, and how far it is from another under one of its own, is
+            # anything below 2^64: of fourteen one is small once in 300,000 vectors.
+            if any(abs(number) <= MAX_NOISED for number in (*numbers, *apart)):
                 yield tuple(numbers)
 
 
@@ -214,9 +250,7 @@ def _before_noise(run: Path, device: int) -> RouterStatistics:
     )
 
 
-def _seen_sum(run: Path, before: list[RouterStatistics]) -> SeenSum:
-    path = run / "statistics" / f"r{RELEASE}.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
+def _seen_sum(record: Any, before: list[RouterStatistics]) -> SeenSum:
     mean = record["mean"]
     return SeenSum(
         record["answered"],

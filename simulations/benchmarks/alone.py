@@ -23,8 +23,7 @@ from simulations.benchmarks.workload import (
 
 EQUAL = (16,) * 8
 UNEQUAL = (16, 31, 24, 17, 21, 29, 20, 26)
-# With fewer than four answer tokens a user alone gets another kernel for the vocabulary head than
-# in company, and fp32's own rounding, 1e-4 of a gradient on SmolLM2, shows.
+# Two or three answer tokens: fewer rows of the vocabulary head than any kernel likes.
 SHORT = (7, 9, 11, 8, 10, 12, 9, 7)
 # Two users each train this often: enough for AdamW's moments to matter.
 STEPS = 2

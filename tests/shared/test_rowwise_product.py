@@ -1,6 +1,6 @@
 """A row's bits do not depend on other rows; its numbers are those of plain algebra."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared import rowwise_product, tiny
 from shared.base_model import BaseModel, load_base
-from shared.cohort import FusionWeights, Trained, train_cohort
+from shared.cohort import Cohort, FusionWeights, Member, Trained, train_cohort
 from shared.config import BaseConfig, Format, TrainingConfig
-from shared.lora.lora import Factors, Lora
+from shared.lora.layer import StackedLinear
 from shared.lora.slab import Slab
 from shared.rowwise_product import ROWS, multiply, multiply_frozen, rounding_alone, rowwise
 from shared.samples import Sample
@@ -22,6 +22,7 @@ from shared.training import Trainee
 
 # The linear maps of SmolLM2, with which kernels were seen to sum in two or three orders.
 SHAPES = [(576, 576), (576, 1536), (1536, 576)]
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 COUNTS = st.integers(1, 3 * ROWS)
 
 
@@ -122,33 +123,45 @@ def people_of(rows: int, length: int) -> list[Trainee]:
     return [Trainee(f"user {u}", tuple(sample() for _ in range(rows)), seed=u) for u in range(5)]
 
 
-def lora(base: BaseModel, rank: int, seed: int) -> Lora:
-    draw = torch.Generator().manual_seed(seed)
-    return Lora(
-        {
-            m.name: Factors(
-                torch.randn(m.in_features, rank, generator=draw) * 0.05,
-                torch.randn(rank, m.out_features, generator=draw) * 0.05,
-            )
-            for m in base.maps
-        }
-    )
+def random_slab(base: BaseModel, rank: int, users: int) -> Slab:
+    """Return LoRAs without a zero, so that every gradient is there from the first step."""
+    generator = torch.Generator().manual_seed(rank)
+    numbers = torch.randn(users, Slab.parameters(base.maps, rank), generator=generator)
+    return Slab(base.maps, rank, 0.05 * numbers)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8", "nf4"])
-@pytest.mark.parametrize(("rows", "length"), [(1, 30), (4, 46), (2, 121)])
+@pytest.mark.parametrize(
+    ("rows", "length", "rank"), [(1, 12, 1), (1, 30, 2), (4, 46, 2), (2, 121, 2)]
+)
+@pytest.mark.parametrize("name", ["wide", "tiny"])
 def test_users_in_company_learn_to_the_bit_what_they_learn_alone(
-    folder: Path, kind: Format, rows: int, length: int
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: Format,
+    rows: int,
+    length: int,
+    rank: int,
 ) -> None:
     if kind == "nf4":
         pytest.importorskip("bitsandbytes")
-    config = BaseConfig(name=str(folder), format=kind, top_layers=0, max_tokens=128)
-    # Not all of the linear maps carry LoRAs: the others have to sum alike as well.
-    base = load_base(config, ("v_proj", "down_proj"))
+    path = str(folder) if name == "wide" else name
+    config = BaseConfig(name=path, format=kind, top_layers=0, max_tokens=128)
+    # Of the wide one not all linear maps carry LoRAs: the others have to sum alike as well.
+    base = load_base(config, ("v_proj", "down_proj") if name == "wide" else ALL)
+    sizes: list[int] = []
+    train = Cohort._train
+
+    def counted(cohort: Cohort, group: Sequence[Member]) -> None:
+        sizes.append(len(group))
+        train(cohort, group)
+
+    monkeypatch.setattr(Cohort, "_train", counted)
     people, training = people_of(rows, length), TrainingConfig(epochs=2, batch_size=rows)
-    start = Slab.of(base.maps, [lora(base, 2, seed) for seed in range(5)])
+    start = random_slab(base, rank, 5)
     shared = FusionWeights(
-        (lora(base, 8, 10), lora(base, 8, 11)),
+        (*random_slab(base, 8, 2).loras(),),
         torch.rand(5, 2, generator=torch.Generator().manual_seed(3)),
         torch.tensor([False, True]),
     )
@@ -165,6 +178,7 @@ def test_users_in_company_learn_to_the_bit_what_they_learn_alone(
         )
 
     together = trained([3, 0, 4, 1, 2])
+    assert max(sizes) > 1
     assert together.weights is not None
     for place, user in enumerate([3, 0, 4, 1, 2]):
         alone = trained([user])
@@ -172,3 +186,33 @@ def test_users_in_company_learn_to_the_bit_what_they_learn_alone(
         assert not torch.equal(alone.slab.rows[0], start.rows[user])
         assert torch.equal(alone.slab.rows[0], together.slab.rows[place])
         assert torch.equal(alone.weights[0], together.weights[place])
+
+
+def test_a_map_in_the_stack_has_the_weights_of_the_base(folder: Path) -> None:
+    """Some decoders read a map's weights beside calling it."""
+    config = BaseConfig(name=str(folder), format="bf16", top_layers=0, max_tokens=128)
+    base = load_base(config, ("v_proj",))
+    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for name in ("v_proj", "q_proj"):
+        ours = base.model.get_submodule(f"model.layers.1.self_attn.{name}")
+        assert isinstance(ours, StackedLinear)
+        assert torch.equal(
+            ours.weight, plain.get_submodule(f"model.layers.1.self_attn.{name}").weight
+        )
+        assert ours.bias is None
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_bases_keep_no_more_of_a_user_than_bf16(folder: Path, kind: Format) -> None:
+    """Neither their weights nor what fills up their products counts as a user's activations."""
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
+    kept = {}
+    for form in ("bf16", kind):
+        config = BaseConfig(name=str(folder), format=form, top_layers=0, max_tokens=128)
+        base = load_base(config, ("v_proj", "down_proj"))
+        cohort = Cohort(base, 2, TrainingConfig(epochs=1, batch_size=1))
+        cohort.join(people_of(1, 30)[0], random_slab(base, 2, 1).rows[0])
+        cohort.step()
+        (kept[form],) = cohort._bytes.values()
+    assert kept[kind] < 1.5 * kept["bf16"]

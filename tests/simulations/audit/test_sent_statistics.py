@@ -15,12 +15,13 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client import app as honest_app
-from client import boundary
+from client import boundary, secure_sum
 from client.egress import egress_guard
 from client.inspection import sent
 from client.sent import Sent
 from client.vault import Vault
 from shared.config import RunConfig
+from shared.flower_internals import message_from_bytes, message_to_bytes
 from shared.privacy import calibrate
 from shared.protocol import (
     NoisedStatistics,
@@ -67,9 +68,9 @@ def statistics_in(vault: Vault) -> RouterStatistics:
 
 
 def seen_of(people: PeopleRun, mode: str, **found: Any) -> Seen:
-    """What is seen of honest devices, but for what a test names."""
+    """What is seen of honest devices, but for their noise and what a test names."""
     alone = 0 if mode == "central" else people.devices
-    nothing = {"several": 0, "bare": 0, "untold": 0, "unheard": 0, "sum": None}
+    nothing = {"several": 0, "bare": 0, "untold": 0, "unheard": 0, "sum": None, "noise": None}
     return Seen(mode, people.devices, **{"single": alone, **nothing, **found})
 
 
@@ -81,7 +82,7 @@ def test_in_mode_off_it_is_what_the_server_wrote_down(people_runs: Runs) -> None
         statistics = RouterStatistics(**entry["statistics"])
         assert vectors[entry["node"] - 1] * UNITS == pytest.approx(encode(statistics))
     seen = look_at(people, "off")
-    assert seen == seen_of(people, "off", bare=people.devices)
+    assert replace(seen, noise=None) == seen_of(people, "off", bare=people.devices)
     assert seen.failures == ()
 
 
@@ -102,7 +103,7 @@ def test_in_mode_local_it_is_with_the_noise(people_runs: Runs) -> None:
     declared = record["privacy"]["noise_of_mean"] * devices**0.5
     assert 0.6 * declared < noise.std() < 1.5 * declared
     seen = look_at(people, "local")
-    assert seen == seen_of(people, "local")
+    assert replace(seen, noise=None) == seen_of(people, "local")
     assert seen.failures == ()
 
 
@@ -113,8 +114,81 @@ def test_noise_that_is_missing_fails_the_audit(
     people = run_people(own_ground("local"))
     seen = look_at(people, "local")
     # The journals tell as much: they are in order, and the devices are not.
-    assert seen == seen_of(people, "local", bare=people.devices)
-    assert seen.failures == (f"{people.devices} devices sent statistics without noise",)
+    assert replace(seen, noise=None) == seen_of(people, "local", bare=people.devices)
+    assert seen.failures[0] == f"{people.devices} devices sent statistics without noise"
+    assert seen.noise is not None
+    assert seen.noise.measured == 0
+    assert seen.noise.too_small
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("mode", "where", "name"),
+    [("local", boundary, "local_vector"), ("central", secure_sum, "noised_vector")],
+)
+def test_noise_that_is_too_small_fails_the_audit(
+    own_ground: Grounds,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    where: Any,
+    name: str,
+    share: float,
+) -> None:
+    """As a device would send it that takes the wrong multiplier, or draws none."""
+    whole = getattr(where, name)
+
+    def part(statistics: RouterStatistics, *how: Any) -> list[int]:
+        own, noised = encode(statistics), whole(statistics, *how)
+        return [o + round(share * (n - o)) for o, n in zip(own, noised, strict=True)]
+
+    monkeypatch.setattr(where, name, part)
+    seen = look_at(run_people(own_ground(mode)), mode)
+    assert seen.noise is not None
+    assert seen.noise.too_small
+    assert any(failure.startswith("the noise on what was sent has") for failure in seen.failures)
+
+
+@pytest.mark.parametrize("mode", ["local", "central"])
+def test_noise_as_it_should_be_is_told_apart_from_that(people_runs: Runs, mode: str) -> None:
+    people = people_runs(mode)
+    noise = look_at(people, mode).noise
+    assert noise is not None
+    assert not noise.too_small
+    own = before_noise(people.run, people.devices)
+    assert noise.numbers == people.devices * len(encode(own[0]))
+    declared = record_of(people.run)["privacy"]["noise_of_mean"] * people.devices**0.5
+    assert noise.declared == pytest.approx(declared, rel=1e-3)
+    assert 0.6 * noise.declared < noise.measured < 1.5 * noise.declared
+
+
+@pytest.mark.parametrize("masked", [[0], [0, 1, 2], None])
+def test_a_vector_that_is_masked_in_part_can_be_read_alone(
+    people_runs: Runs, masked: list[int] | None
+) -> None:
+    """Masked at these places alone, or everywhere by the same number."""
+    people = people_runs("central")
+    place, reply = next(
+        (i, r) for i, r in enumerate(people.left) if r.request == "query.secagg_masked"
+    )
+    message = message_from_bytes(reply.data)
+    record: Any
+    (record,) = message.content.values()
+    ring = masks.to_ring(encode(before_noise(people.run, 1)[0]))
+    hidden = np.zeros(len(ring), dtype=np.uint64)
+    hidden[slice(None) if masked is None else masked] = 2**63 + 12345
+    record["vector"] = masks.to_bytes(ring + hidden)
+    left = [*people.left]
+    left[place] = replace(reply, data=message_to_bytes(message))
+    assert look_at(replace(people, left=tuple(left)), "central").single == 1
+
+
+def test_a_sum_of_other_vectors_than_the_vaults_had_fails_the_audit(people_runs: Runs) -> None:
+    people = people_runs("central")
+    (first, *rest), told = people.under_masks[0], dict(people.under_masks)
+    for under in ({**told, 0: (first + UNITS, *rest)}, {}):
+        seen = look_at(replace(people, under_masks=under), "central")
+        assert seen.noise is None
+        assert seen.failures == ("what devices put under noise cannot be told from what was sent",)
 
 
 def test_in_mode_central_there_is_the_sum_alone(grounds: Grounds, people_runs: Runs) -> None:
@@ -125,7 +199,7 @@ def test_in_mode_central_there_is_the_sum_alone(grounds: Grounds, people_runs: R
     assert sorted(reply.device for reply in masked) == list(range(devices))
     assert {reply.kind for reply in masked} == {"answer"}
     seen = look_at(people, "central")
-    assert seen == seen_of(people, "central", sum=seen.sum)
+    assert replace(seen, noise=None) == seen_of(people, "central", sum=seen.sum)
     assert seen.failures == ()
     assert seen.sum is not None
     assert seen.sum.devices == record["answered"] == devices
@@ -169,14 +243,14 @@ def test_a_journal_that_forgets_is_found_out(
     monkeypatch.setattr(Sent, "add", forgetful)
     people = run_people(own_ground("off"))
     seen = look_at(people, "off")
-    assert seen == seen_of(people, "off", bare=people.devices, untold=1)
+    assert replace(seen, noise=None) == seen_of(people, "off", bare=people.devices, untold=1)
     assert seen.failures == ("1 device sent what is not in the journal",)
 
 
 def test_what_was_sent_twice_is_not_in_a_journal_that_has_it_once(people_runs: Runs) -> None:
     people = people_runs("local")
     again = replace(people, left=(*people.left, people.left[-1]))
-    assert look_at(again, "local") == seen_of(people, "local", untold=1)
+    assert replace(look_at(again, "local"), noise=None) == seen_of(people, "local", untold=1)
 
 
 def test_a_tap_that_missed_an_answer_fails_the_audit(people_runs: Runs) -> None:
@@ -193,7 +267,7 @@ def test_two_answers_about_one_release_fail_the_audit(people_runs: Runs) -> None
     people = people_runs("local")
     other = next(r for r in people.left if r.device == 1 and r.request.endswith("statistics"))
     seen = look_at(replace(people, left=(*people.left, replace(other, device=0))), "local")
-    assert seen == seen_of(people, "local", several=1, untold=1)
+    assert replace(seen, noise=None) == seen_of(people, "local", several=1, untold=1)
     assert "1 device sent different statistics of one release" in seen.failures
 
 
@@ -239,7 +313,7 @@ def test_bare_numbers_in_place_of_noised_ones_are_found_behind_the_guard(
     people = run_people(own_ground("local"))
     seen = look_at(people, "local")
     # What the journal has never crossed the wire, and what did is not in the journal.
-    assert seen == seen_of(people, "local", bare=1, untold=1, unheard=1)
+    assert replace(seen, noise=None) == seen_of(people, "local", bare=1, untold=1, unheard=1)
     assert "1 device sent statistics without noise" in seen.failures
     assert "1 device sent what is not in the journal" in seen.failures
     # The attacks are on what the server got.
@@ -259,7 +333,9 @@ def test_statistics_beside_a_masked_vector_are_found_under_any_name(
     monkeypatch.setattr(federations, "client_app", app_of(telling))
     people = run_people(own_ground("central"))
     seen = look_at(people, "central")
-    assert seen == seen_of(people, "central", single=1, bare=1, untold=1, unheard=1, sum=seen.sum)
+    assert replace(seen, noise=None) == seen_of(
+        people, "central", single=1, bare=1, untold=1, unheard=1, sum=seen.sum
+    )
     assert "1 device sent statistics that can be read alone" in seen.failures
     assert "1 device sent what is not in the journal" in seen.failures
 
