@@ -25,10 +25,12 @@ from shared.noise import Randomness, system_randomness
 from shared.protocol import RouterStatistics, as_sent
 from shared.release import Release, unpack_release
 from shared.release_files import MANIFEST, verify_files
+from shared.retrieval import before, history_with_examples, roomier
 from shared.routing import normalised_entropy
-from shared.samples import encode_prompt, history_samples
+from shared.samples import encode_prompt
 from shared.seeding import derive_seed
 from shared.signature import verify_signature
+from shared.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -182,11 +184,19 @@ class Device:
         return evaluate_stacks(self.base, [person], [stack])[0]
 
     def answer(self, method: str, prompt: str, max_new_tokens: int = 64) -> str:
-        """Continue a prompt with the personalised model."""
+        """Continue a prompt with the personalised model, after own items if the release has any."""
         stack = self.personalised(method)
-        read = len(encode_prompt(self.base, prompt, max_new_tokens))
-        with stacked(self.base, [stack], read, max_new_tokens) as parts:
-            return generate(self.base, parts, [[prompt]], max_new_tokens)[0][0]
+        person = self.vault.person() if stack.examples.count else None
+        own = [
+            item
+            for item in (person.history if person else ())
+            if TASKS[item.task].kind in stack.examples.kinds
+        ]
+        put = before(self.base, prompt, max_new_tokens, prompt, own, stack.examples)
+        base = roomier(self.base, stack.examples)
+        read = len(encode_prompt(base, put, max_new_tokens))
+        with stacked(base, [stack], read, max_new_tokens) as parts:
+            return generate(base, parts, [[put]], max_new_tokens)[0][0]
 
     def _install(self, files: Mapping[str, bytes]) -> int:
         pinned = self.vault.trusted()
@@ -201,7 +211,7 @@ class Device:
     def _begin(self, release: Release) -> dict[str, Callable[[], Personalised]]:
         """Start the training of what is not trained yet; return what to wait for, by method."""
         person, routing = self.vault.person(), self._routing(release)
-        samples = tuple(history_samples(self.base, person.history))
+        samples = tuple(history_with_examples(self.base, person.history, release.examples))
         # One seed for all methods: what differs between them is the method alone.
         seed = derive_seed(self.seed, "private", person.user_id, release.version)
         missing = [

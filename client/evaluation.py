@@ -4,7 +4,7 @@ A device evaluates one person. A simulation evaluates several in one batch, whic
 answers in a fraction of the time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from client.answers import choose_labels, generate, gold_losses
@@ -14,6 +14,7 @@ from client.stacking import stacked
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
 from shared.metrics import score_user
+from shared.retrieval import query_prompt, roomier
 from shared.samples import answer_room, encode
 from shared.tasks import TASKS
 
@@ -21,23 +22,16 @@ Answer = dict[str, Any]
 
 
 def evaluate_stacks(
-    base: BaseModel,
-    people: Sequence[User],
-    stacks: Sequence[Personalised],
-    prompt: Callable[[User, Query], str] | None = None,
+    base: BaseModel, people: Sequence[User], stacks: Sequence[Personalised]
 ) -> list[dict[str, Any]]:
     """Answer every person's queries by the person's stack of one method, and score the answers.
-
-    Parameters
-    ----------
-    prompt : callable, optional
-        How a person's query is put to the model, if not as its task has it.
 
     Returns
     -------
     list of dict
         By person: private size, cost, curve, answers, and scores by task.
     """
+    (examples,) = {stack.examples for stack in stacks}  # a method asks everybody alike
     answers: list[list[Answer]] = [[] for _ in people]
     scores: list[dict[str, dict[str, float]]] = [{} for _ in people]
     tasks = sorted({query.task for person in people for query in person.queries})
@@ -46,14 +40,15 @@ def evaluate_stacks(
             asked = [u for u, p in enumerate(people) if any(q.task == task for q in p.queries)]
             queries = [[q for q in people[u].queries if q.task == task] for u in asked]
             put = [
-                [prompt(people[u], q) if prompt else TASKS[task].query_prompt(q) for q in own]
+                [query_prompt(base, people[u], q, examples) for q in own]
                 for u, own in zip(asked, queries, strict=True)
             ]
             priors = [
                 label_prior(people[u].history, task) if stacks[u].label_prior else None
                 for u in asked
             ]
-            found = _answer(base, [stacks[u] for u in asked], task, queries, put, priors)
+            wide = roomier(base, examples.of(TASKS[task]))
+            found = _answer(wide, [stacks[u] for u in asked], task, queries, put, priors)
             for user, own in zip(asked, found, strict=True):
                 answers[user] += own
                 scores[user][task] = score_user(

@@ -21,6 +21,7 @@ from shared.lora.lora import LinearMap, Lora
 from shared.lora.slab import Slab
 from shared.methods import Method
 from shared.release import Release
+from shared.retrieval import NO_EXAMPLES, Examples
 from shared.routing import Retrieval, retrieve
 from shared.samples import Sample
 from shared.seeding import derive_seed
@@ -69,6 +70,8 @@ class Personalised:
         The user LoRA or stack.
     label_prior : bool
         Whether the label frequencies of the own history take part in the choice among labels.
+    examples : Examples
+        The own items that stand before every question.
     tuned : int
         How many of the weights the device has learned.
     curve : tuple of (step, loss)
@@ -83,6 +86,7 @@ class Personalised:
     weights: Tensor
     private: Lora | None = None
     label_prior: bool = False
+    examples: Examples = NO_EXAMPLES
     tuned: int = 0
     curve: tuple[tuple[int, float], ...] = ()
     tokens: int = 0
@@ -173,7 +177,12 @@ def compose(release: Release, method: Method, routing: Routing) -> tuple[Persona
         shared += pieces
         weights += [weight] * len(pieces)
         tuned += [learns] * len(pieces)
-    start = Personalised(tuple(shared), torch.tensor(weights), label_prior=method.label_prior)
+    start = Personalised(
+        tuple(shared),
+        torch.tensor(weights),
+        label_prior=method.label_prior,
+        examples=release.examples,
+    )
     return start, torch.tensor(tuned)
 
 

@@ -34,9 +34,10 @@ from shared.lora.slab import Slab
 from shared.progress import stage
 from shared.release import Release, pack_release, unpack_release
 from shared.release_files import MANIFEST, read_release_files, write_release_files
+from shared.retrieval import Examples, history_with_examples, queries_with_examples
 from shared.routing import Router
 from shared.run_settings import keys_folder
-from shared.samples import Sample, history_samples, query_samples
+from shared.samples import Sample
 from shared.seeding import derive_seed
 from shared.signature import sign_release
 
@@ -99,7 +100,9 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         )
         embeddings = _embeddings(base, training, users)
         space = before.space if before else EmbeddingSpace.fit(embeddings, DIMENSIONS)
-        corpus = _corpus(base, run_dir, users, space.place(embeddings), before, seed)
+        retrieval = config.retrieval
+        examples = Examples(retrieval.items, retrieval.item_tokens, retrieval.kinds)
+        corpus = _corpus(base, run_dir, users, space.place(embeddings), examples, before, seed)
         population = _population(base, training, config, seed, corpus, before)
         experts, router = _experts(base, training, config, seed, corpus, population, before)
         bank, anchors = _bank(base, training, config, seed, corpus, population)
@@ -115,6 +118,7 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         space=space,
         top_k=min(config.bank.top_k, len(bank)),
         temperature=config.bank.temperature,
+        examples=examples,
     )
     files = sign_release(pack_release(release), signer(keys_folder(config, run_dir)))
     unpack_release(files, base)  # what devices would refuse, as values out of bounds, ends here
@@ -152,11 +156,15 @@ def _corpus(
     run_dir: Path,
     users: Sequence[User],
     places: Tensor,
+    examples: Examples,
     before: Release | None,
     seed: int,
 ) -> _Corpus:
     samples = [
-        tuple(history_samples(base, user.history) + query_samples(base, user.queries))
+        (
+            *history_with_examples(base, user.history, examples),
+            *queries_with_examples(base, user, examples),
+        )
         for user in users
     ]
     if before is None:

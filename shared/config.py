@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from shared.errors import MesofedError
 from shared.methods import METHODS
 from shared.suggestion import check_choices, suggestion
+from shared.tasks import Kind
 
 Format = Literal["fp32", "bf16", "int8", "nf4"]
 
@@ -25,6 +26,9 @@ Format = Literal["fp32", "bf16", "int8", "nf4"]
 MAX_EXPERTS = 16
 MAX_ANCHORS = 64
 MAX_DIMENSIONS = 16
+# And the most of a person's own items that a release may put before each question.
+MAX_EXAMPLES = 8
+MIN_EXAMPLE_TOKENS, MAX_EXAMPLE_TOKENS = 16, 256
 
 
 class Section(BaseModel):
@@ -106,6 +110,29 @@ class BankConfig(TrainingConfig):
         "together; clip_norm then bounds each sample's gradient; 0: off",
     )
     dp_delta: float = Field(1e-5, gt=0, lt=1, description="of dp_epsilon")
+
+
+class RetrievalConfig(Section):
+    """BM25 over the person's own history."""
+
+    item_tokens: int = Field(
+        64,
+        ge=MIN_EXAMPLE_TOKENS,
+        le=MAX_EXAMPLE_TOKENS,
+        description="a retrieved item is cut to so many tokens",
+    )
+
+
+class ExamplesConfig(RetrievalConfig):
+    """A person's own items that stand before each question, in training and when asked."""
+
+    items: int = Field(
+        0, ge=0, le=MAX_EXAMPLES, description="own items before each question; 0: none"
+    )
+    kinds: tuple[Kind, ...] = Field(
+        ("generation",),
+        description="kinds of task whose questions have them: classification, rating, generation",
+    )
 
 
 class PrivateConfig(TrainingConfig):
@@ -196,6 +223,7 @@ class RunConfig(ExperimentConfig):
     engine: Literal["local", "ray"] = "local"
     methods: tuple[str, ...] = ("base", "population", "oppu", "proper-folded", "mta-exact", "meso")
     rounds: RoundsConfig = RoundsConfig()
+    retrieval: ExamplesConfig = ExamplesConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     release: ReleaseConfig = ReleaseConfig()
 

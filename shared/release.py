@@ -6,7 +6,7 @@ A release names no person: the bank holds the anchors' meta-LoRAs and places, no
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from safetensors import SafetensorError
@@ -21,11 +21,13 @@ from shared.release_files import (
     FORMAT,
     MANIFEST,
     BaseEntry,
+    ExamplesEntry,
     FileEntry,
     Manifest,
     Ranks,
     verify_files,
 )
+from shared.retrieval import NO_EXAMPLES, Examples
 from shared.routing import Router
 
 # No number of a release is larger. Trained releases stay below 20, the mean embedding being the
@@ -60,6 +62,8 @@ class Release:
         How many anchors a device fuses.
     temperature : float
         Of the softmax over similarities.
+    examples : Examples
+        The own items that stand before every question, as in everything it was trained on.
     """
 
     version: int
@@ -73,6 +77,7 @@ class Release:
     space: EmbeddingSpace
     top_k: int
     temperature: float
+    examples: Examples = NO_EXAMPLES
 
 
 def _stacked(loras: Sequence[Lora]) -> dict[str, Tensor]:
@@ -121,6 +126,7 @@ def pack_release(release: Release) -> dict[str, bytes]:
         dimensions=release.space.basis.shape[1],
         top_k=release.top_k,
         temperature=release.temperature,
+        examples=ExamplesEntry(**asdict(release.examples)),
         files={
             name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             for name, data in files.items()
@@ -177,6 +183,7 @@ def unpack_release(files: Mapping[str, bytes], base: BaseModel) -> Release:
         space=EmbeddingSpace(router["space.mean"], router["space.basis"]),
         top_k=manifest.top_k,
         temperature=manifest.temperature,
+        examples=Examples(**manifest.examples.model_dump()),
     )
     _check_space(release.space.basis, release.anchors)
     return release

@@ -18,10 +18,18 @@ from pydantic import (
 )
 
 from shared.atomic_file import write_bytes
-from shared.config import MAX_ANCHORS, MAX_DIMENSIONS, MAX_EXPERTS
+from shared.config import (
+    MAX_ANCHORS,
+    MAX_DIMENSIONS,
+    MAX_EXAMPLE_TOKENS,
+    MAX_EXAMPLES,
+    MAX_EXPERTS,
+    MIN_EXAMPLE_TOKENS,
+)
 from shared.errors import MesofedError
+from shared.tasks import Kind
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 PARTS = ("population", "experts", "bank", "router")
 
@@ -52,10 +60,18 @@ class Ranks(_Section):
     bank: PositiveInt
 
 
+class ExamplesEntry(_Section):
+    """How many of a person's own items stand before which questions, and to what they are cut."""
+
+    count: Annotated[int, Field(ge=0, le=MAX_EXAMPLES)]
+    tokens: Annotated[int, Field(ge=MIN_EXAMPLE_TOKENS, le=MAX_EXAMPLE_TOKENS)]
+    kinds: tuple[Kind, ...]
+
+
 class Manifest(_Section):
     """The contents of a release, and the hash of each file."""
 
-    format: Literal[1]
+    format: Literal[2]
     release: PositiveInt
     base: BaseEntry
     ranks: Ranks
@@ -63,6 +79,7 @@ class Manifest(_Section):
     anchors: Annotated[int, Field(ge=1, le=MAX_ANCHORS)]
     dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
     top_k: PositiveInt
+    examples: ExamplesEntry
     temperature: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
     files: dict[str, FileEntry]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shared.base_model import BaseModel
-from shared.corpus.user import ProfileItem, Query
+from shared.corpus.user import ProfileItem
 from shared.tasks import TASKS, Task
 
 # Tokens kept at the end of a prompt that is cut: the longest cue, such as "\ncategory:".
@@ -80,26 +80,12 @@ def encode_prompt(base: BaseModel, prompt: str, room: int | None = None) -> tupl
 
 def history_samples(base: BaseModel, history: Iterable[ProfileItem]) -> list[Sample]:
     """Return one sample per history item: predict what the person made of the text."""
-    asked = ((TASKS[item.task], item) for item in history)
-    return [
-        _sample(base, task, task.history_labels, task.history_prompt(item), item.target)
-        for task, item in asked
-    ]
-
-
-def query_samples(base: BaseModel, queries: Iterable[Query]) -> list[Sample]:
-    """Return one sample per query: predict the gold answer."""
-    asked = ((TASKS[query.task], query) for query in queries)
-    return [
-        _sample(base, task, task.labels, task.query_prompt(query), query.gold)
-        for task, query in asked
-    ]
-
-
-def _sample(
-    base: BaseModel, task: Task, labels: Sequence[str] | None, prompt: str, answer: str
-) -> Sample:
-    return encode(base, prompt, answer, answer_room(base, task, labels))
+    samples = []
+    for item in history:
+        task = TASKS[item.task]
+        room = answer_room(base, task, task.history_labels)
+        samples.append(encode(base, task.history_prompt(item), item.target, room))
+    return samples
 
 
 @dataclass(frozen=True)

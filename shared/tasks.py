@@ -8,11 +8,12 @@ from the one serves the other. The answer follows the prompt after one space::
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from shared.corpus.user import ProfileItem, Query
 
 Kind = Literal["classification", "rating", "generation"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 SCORES = ("1", "2", "3", "4", "5")
 

@@ -1,5 +1,6 @@
 """The methods under comparison: each declared once, in the order of tables."""
 
+from shared.tasks import Kind
 from simulations.baselines.federated_averaging import FEDERATED
 from simulations.baselines.majority import MAJORITIES
 from simulations.baselines.mta import MTA
@@ -7,6 +8,10 @@ from simulations.baselines.per_pcs import PER_PCS
 from simulations.baselines.proper import PROPERS
 from simulations.baselines.retrieval import RETRIEVALS
 from simulations.comparison.contender import Contender, of_devices
+
+# Where choosing among labels is asked, examples gain nothing beside the label prior
+# (docs/research-log.md).
+FREE_TEXT: tuple[Kind, ...] = ("generation",)
 
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
@@ -18,6 +23,7 @@ CONTENDERS: dict[str, Contender] = {
         *RETRIEVALS,
         of_devices("oppu"),
         of_devices("oppu-qv"),
+        of_devices("oppu", 1, "oppu-rag-1"),
         *PROPERS,
         of_devices("proper-folded"),
         PER_PCS,
@@ -28,9 +34,10 @@ CONTENDERS: dict[str, Contender] = {
         of_devices("anchors"),
         of_devices("meso-code"),
         of_devices("meso-no-prior"),
-        of_devices("meso-no-release"),
+        of_devices("meso-no-release", 1, kinds=FREE_TEXT),
+        of_devices("meso", called="meso-no-examples"),
         of_devices("meso-r1"),
-        of_devices("meso"),
+        of_devices("meso", 1, kinds=FREE_TEXT),
         of_devices("meso-tuned"),
         of_devices("meso-r4"),
     )

@@ -5,7 +5,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from shared.config import ExperimentConfig, RunConfig, Section, TrainingConfig
+from shared.config import (
+    ExamplesConfig,
+    ExperimentConfig,
+    RetrievalConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from shared.retrieval import Examples
 from shared.suggestion import check_choices
 
 Setting = Literal["centralized", "federated"]
@@ -34,12 +41,6 @@ class PiecesConfig(TrainingConfig):
     epochs: int = Field(1, ge=1)
     top_k: int = Field(3, ge=1, description="pieces kept a module")
     temperature: float = Field(1.0, gt=0)
-
-
-class RetrievalConfig(Section):
-    """BM25 over the person's own history."""
-
-    item_tokens: int = Field(64, ge=8, description="a retrieved item is cut to so many tokens")
 
 
 class AveragingConfig(TrainingConfig):
@@ -120,10 +121,13 @@ class ComparisonConfig(ExperimentConfig):
             raise ValueError("expected at least one; got none")
         return tuple(dict.fromkeys(values))
 
-    def run_config(self, seed: int) -> RunConfig:
+    def run_config(self, seed: int, examples: Examples) -> RunConfig:
         """Return the configuration by which a release of this comparison is trained."""
         shared = {name: getattr(self, name) for name in ExperimentConfig.model_fields}
-        return RunConfig(seed=seed, **shared)
+        retrieval = ExamplesConfig(
+            items=examples.count, item_tokens=examples.tokens, kinds=examples.kinds
+        )
+        return RunConfig(seed=seed, retrieval=retrieval, **shared)
 
 
 def history_items(slice_name: str) -> int | None:

@@ -8,7 +8,9 @@ from client.evaluation import evaluate_stacks
 from client.personalize import Personalised, begin_personalising, parts_of
 from shared.methods import METHODS, Method
 from shared.release import Release
-from shared.tasks import Kind
+from shared.retrieval import Examples, query_prompt, roomier
+from shared.samples import encode_prompt
+from shared.tasks import KINDS, TASKS, Kind
 from simulations.comparison.config import Setting
 from simulations.comparison.scene import Scene
 from simulations.comparison.timing import added_milliseconds
@@ -76,7 +78,22 @@ def evaluated(scene: Scene, stacks: Sequence[Personalised]) -> Answered:
     for start in range(0, len(stacks), PEOPLE_AT_ONCE):
         at_once = slice(start, start + PEOPLE_AT_ONCE)
         outcomes += evaluate_stacks(scene.base, scene.people[at_once], stacks[at_once])
-    return Answered(outcomes, added_milliseconds(scene.base, parts_of(scene.base, stacks[:1])))
+    added = added_milliseconds(scene.base, parts_of(scene.base, stacks[:1]))
+    return Answered(outcomes, added, _more_tokens(scene, stacks[0].examples))
+
+
+def _more_tokens(scene: Scene, examples: Examples) -> float:
+    """Return how many tokens examples add to a query, on average."""
+    if not examples.count:
+        return 0.0
+    longer = []
+    for user in scene.people:
+        for query in user.queries:
+            task = TASKS[query.task]
+            wide = roomier(scene.base, examples.of(task))
+            put = encode_prompt(wide, query_prompt(scene.base, user, query, examples))
+            longer.append(len(put) - len(encode_prompt(scene.base, task.query_prompt(query))))
+    return sum(longer) / len(longer)
 
 
 def personalised(scene: Scene, method: Method, release: Release) -> list[Personalised]:
@@ -98,19 +115,36 @@ def personalised(scene: Scene, method: Method, release: Release) -> list[Persona
     return [wait() for wait in waiting]
 
 
-def of_devices(name: str) -> Contender:
-    """Return a method that ships to devices as a contender."""
+def of_devices(
+    name: str, retrieved: int = 0, called: str = "", kinds: tuple[Kind, ...] = KINDS
+) -> Contender:
+    """Return a method that ships to devices as a contender.
+
+    Parameters
+    ----------
+    retrieved : int
+        Own items before the questions: everything is then trained with them, in a release of its
+        own.
+    called : str
+        Its name among contenders; that of the method by default.
+    kinds : tuple of str
+        Kinds of task whose questions have the items.
+    """
     method = METHODS[name]
     routed = (method.experts, method.anchors) != ("off", "off")
 
     def answer(scene: Scene) -> Answered:
-        return evaluated(scene, personalised(scene, method, scene.release))
+        own = scene.retrieving(retrieved, kinds)
+        return evaluated(own, personalised(own, method, own.release))
 
+    items = f", {retrieved} own item{'s' if retrieved > 1 else ''} in the prompt"
+    if kinds != KINDS:
+        items += f" ({', '.join(kinds)})"
     return Contender(
-        name,
-        method.summary,
+        called or name,
+        method.summary + (items if retrieved else ""),
         answer,
         "router statistics" if routed else "nothing",
         "the history" if method.population else "nothing",
-        lambda scene: parts_traffic(scene.release, method),
+        lambda scene: parts_traffic(scene.retrieving(retrieved, kinds).release, method),
     )

@@ -6,7 +6,7 @@ release, one embedding of each person. What a method alone needs lies in the sce
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,8 +23,15 @@ from shared.embedding import embed_user
 from shared.progress import stage
 from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
-from shared.samples import Sample, history_samples, query_samples
+from shared.retrieval import (
+    NO_EXAMPLES,
+    Examples,
+    history_with_examples,
+    queries_with_examples,
+)
+from shared.samples import Sample
 from shared.seeding import derive_seed
+from shared.tasks import KINDS, TASKS, Kind
 from simulations.comparison.config import ComparisonConfig, Setting
 from simulations.comparison.people import divide, held_by_server
 
@@ -49,6 +56,8 @@ class Scene:
         Who is asked.
     folder : Path
         Artefacts of this seed, division and setting, whatever the slice.
+    examples : Examples
+        Own items that stand before every question, in training and when asked.
     """
 
     config: ComparisonConfig
@@ -59,11 +68,13 @@ class Scene:
     server: tuple[User, ...]
     people: tuple[User, ...]
     folder: Path
+    examples: Examples = NO_EXAMPLES
+    _retrieving: dict[Examples, "Scene"] = field(default_factory=dict, repr=False)
 
     @cached_property
     def release(self) -> Release:
         """What the server trained."""
-        config = self.config.run_config(self.seed)
+        config = self.config.run_config(self.seed, self.examples)
         folder = train_release(config, self.folder, 1, self.server)
         return unpack_release(read_release_files(folder), self.base)
 
@@ -89,14 +100,20 @@ class Scene:
     @cached_property
     def histories(self) -> tuple[tuple[Sample, ...], ...]:
         """What each of the people may learn from."""
-        return tuple(tuple(history_samples(self.base, user.history)) for user in self.people)
+        return tuple(
+            tuple(history_with_examples(self.base, user.history, self.examples))
+            for user in self.people
+        )
 
     @cached_property
     def server_samples(self) -> tuple[tuple[Sample, ...], ...]:
         """What each of the server's users gives to learn from: history and queries."""
         return tuple(
-            tuple(history_samples(self.base, u.history) + query_samples(self.base, u.queries))
-            for u in self.server
+            (
+                *history_with_examples(self.base, user.history, self.examples),
+                *queries_with_examples(self.base, user, self.examples),
+            )
+            for user in self.server
         )
 
     @cached_property
@@ -112,6 +129,26 @@ class Scene:
         log = json.loads((self.folder / "training" / "r1" / "bank.json").read_text("utf-8"))
         place = {user.user_id: index for index, user in enumerate(self.server)}
         return tuple(place[name] for name in log["anchors"])
+
+    def retrieving(self, count: int, kinds: tuple[Kind, ...] = KINDS) -> "Scene":
+        """Return the same scene with so many own items before questions of some kinds.
+
+        It is this very scene where nobody is asked a question of these kinds.
+        """
+        users = (*self.server, *self.people)
+        tasks = {query.task for user in users for query in user.queries}
+        tasks |= {item.task for user in users for item in user.history}
+        asked = {TASKS[task].kind for task in tasks}
+        found = tuple(kind for kind in KINDS if kind in asked and kind in kinds)
+        if not count or not found:
+            return self
+        examples = Examples(count, self.config.retrieval.item_tokens, found)
+        if examples not in self._retrieving:
+            folder = self.folder / f"retrieving-{count}-{'-'.join(found)}"
+            self._retrieving[examples] = replace(
+                self, folder=folder, examples=examples, _retrieving={}
+            )
+        return self._retrieving[examples]
 
     def private_seed(self, user: User) -> int:
         """Return the seed of a person's private training: the same for all methods."""

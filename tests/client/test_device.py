@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,8 @@ from shared.errors import MesofedError
 from shared.lora.algebra import base_weights, merged, scale
 from shared.protocol import RouterStatistics, statistics_from_record, statistics_to_record
 from shared.release import Release
-from shared.samples import answer_room, encode, encode_prompt
+from shared.retrieval import Examples, before, query_prompt
+from shared.samples import Sample, answer_room, encode, encode_prompt
 from shared.tasks import TASKS
 
 
@@ -496,9 +498,70 @@ def test_evaluation_is_what_one_finds_by_hand(
         assert set(result["scores"]) == {query.task for query in user.queries}
 
 
+def test_a_release_with_examples_is_learnt_and_asked_with_own_items_alone(
+    federation: Any, newcomer: Callable[..., Device], base: BaseModel
+) -> None:
+    plain = federation.release(1, base)
+    files = federation.signed(replace(plain, examples=Examples(1, 64)))
+    user = federation.people.device[1]
+    device = newcomer(user, methods=("oppu",))
+    settle(device, files)
+    wide = replace(base, max_tokens=base.max_tokens + 200)
+    # The first item has nothing before it, so it is the only one that is learnt as it was.
+    first = newcomer(replace(user, history=user.history[:1]), "first", ("oppu",))
+    settle(first, files)
+    same = newcomer(replace(user, history=user.history[:1]), "same", ("oppu",))
+    settle(same, federation.release_files(1))
+    one, other = (private_tensors(d.vault.folder, 1) for d in (first, same))
+    assert one == other
+    assert private_tensors(device.vault.folder, 1) != private_tensors(
+        federation.run_dir / "vaults" / "0001", 1
+    )
+    result, stack = device.evaluate("oppu"), device.personalised("oppu")
+    answered = {answer["query_id"]: answer for answer in result["queries"]}
+    folded = stack.folded()
+    assert folded is not None
+    with merged(base_weights(base.model, [m.name for m in base.maps]), folded):
+        for query in user.queries:
+            room = answer_room(base, TASKS[query.task], TASKS[query.task].labels)
+            prompt = query_prompt(base, user, query, Examples(1, 64))
+            own = [i for i in user.history if i.task == query.task]
+            assert prompt.count("\n\n") >= min(1, len(own))
+            asked = encode(wide, prompt, query.gold, room)
+            assert answered[query.query_id]["nll"] == pytest.approx(loss(base, asked), rel=2e-3)
+    # A prompt that a person types comes after the nearest of all own items.
+    typed = user.history[0].text[:40]
+    shown = before(base, typed, 8, typed, user.history, Examples(1, 64))
+    assert shown.endswith(typed)
+    assert len(shown) > len(typed)
+    with device_reads() as read:
+        device.answer("oppu", typed, 8)
+    assert read == [shown]
+
+
+@contextmanager
+def device_reads() -> Iterator[list[str]]:
+    """Collect the prompts that devices continue meanwhile."""
+    read: list[str] = []
+    generate = client.device.generate
+
+    def noted(base: BaseModel, parts: Any, prompts: Any, count: int) -> Any:
+        read.extend(prompt for group in prompts for prompt in group)
+        return generate(base, parts, prompts, count)
+
+    client.device.generate = noted
+    try:
+        yield read
+    finally:
+        client.device.generate = generate
+
+
 def nll(base: BaseModel, query: Query) -> float:
     room = answer_room(base, TASKS[query.task], TASKS[query.task].labels)
-    sample = encode(base, TASKS[query.task].query_prompt(query), query.gold, room)
+    return loss(base, encode(base, TASKS[query.task].query_prompt(query), query.gold, room))
+
+
+def loss(base: BaseModel, sample: Sample) -> float:
     ids = torch.tensor([[*sample.prompt, *sample.answer]])
     labels = ids.clone()
     labels[0, : len(sample.prompt)] = -100

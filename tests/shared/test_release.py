@@ -23,6 +23,7 @@ from shared.errors import MesofedError
 from shared.lora.lora import Factors, Lora
 from shared.release import LARGEST, Release, pack_release, unpack_release
 from shared.release_files import MANIFEST, read_release_files, verify_files
+from shared.retrieval import Examples
 from shared.routing import Router, retrieve
 
 Files = dict[str, bytes]
@@ -147,7 +148,7 @@ def test_the_manifest_says_what_is_in_it_and_names_no_person(files: Files) -> No
     manifest = json.loads(files[MANIFEST])
     assert set(manifest) == {
         "format", "release", "base", "ranks", "experts", "anchors", "dimensions", "top_k",
-        "temperature", "files",
+        "temperature", "examples", "files",
     }  # fmt: skip
     assert manifest["ranks"] == {"population": 3, "experts": 2, "bank": 1}
     assert (manifest["experts"], manifest["anchors"], manifest["dimensions"]) == (2, 11, 5)
@@ -167,6 +168,31 @@ def test_a_repacked_release_is_accepted(base: BaseModel, files: Files) -> None:
     """Make sure that the refusals below are not refusals of the tests' own packing."""
     again = edited(files, "bank.safetensors", lambda tensors: None)
     assert unpack_release(again, base).version == 4
+
+
+@pytest.mark.parametrize(
+    ("examples", "wrong"),
+    [
+        ({"count": 9, "tokens": 64, "kinds": ["generation"]}, "examples.count"),
+        ({"count": 1, "tokens": 64, "kinds": ["thoughts"]}, "examples.kinds"),
+        ({"count": -1, "tokens": 64}, "examples.count"),
+        ({"count": 1, "tokens": 10_000}, "examples.tokens"),
+        ({"count": 1, "tokens": 1}, "examples.tokens"),
+        ({"count": 1}, "examples.tokens"),
+    ],
+)
+def test_a_release_may_not_fill_prompts_with_any_number_of_own_items(
+    base: BaseModel, files: Files, examples: dict[str, int], wrong: str
+) -> None:
+    manifest = json.loads(files[MANIFEST]) | {"examples": examples}
+    with pytest.raises(MesofedError, match=wrong):
+        unpack_release({**files, MANIFEST: json.dumps(manifest).encode()}, base)
+
+
+def test_examples_come_back(base: BaseModel, release: Release) -> None:
+    asked = Examples(3, 48, ("generation",))
+    files = pack_release(replace(release, examples=asked))
+    assert unpack_release(files, base).examples == asked
 
 
 # Files that are not what the manifest says
@@ -214,7 +240,7 @@ def test_a_file_too_many_is_refused_even_if_the_manifest_names_it(
     "data",
     [
         None, b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}", b'"manifest"', b"[" * 100_000,
-        b'{"format": 1, "format": 2}', b"NaN",
+        b'{"format": 2, "format": 1}', b"NaN",
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_refused(
@@ -238,7 +264,8 @@ def test_an_incomplete_manifest_is_refused(base: BaseModel, files: Files, key: s
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
+        {"format": 1},
+        {"format": 3},
         {"format": "1"},
         {"extra": 1},
         {"release": 0},

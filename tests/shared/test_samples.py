@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.base_model import BaseModel
-from shared.corpus.user import ProfileItem, Query
+from shared.corpus.user import ProfileItem, Query, User
+from shared.retrieval import NO_EXAMPLES, queries_with_examples
 from shared.samples import (
     CUE_TOKENS,
     Sample,
@@ -17,7 +18,6 @@ from shared.samples import (
     encode,
     encode_prompt,
     history_samples,
-    query_samples,
 )
 from shared.tasks import TASKS
 from shared.training import answer_losses, mean_per_user
@@ -44,7 +44,7 @@ def test_history_and_queries_become_samples_through_their_task(base: BaseModel) 
     item = ProfileItem("1", "news_headline", "A fox jumps.", "Fox jumps")
     query = Query("1", "news_category", "A vote.", "politics")
     (history,) = history_samples(base, [item])
-    (asked,) = query_samples(base, [query])
+    (asked,) = queries_with_examples(base, User("u", (), (query,)), NO_EXAMPLES)
     assert text(history.prompt) == "article: A fox jumps.\nheadline:"
     assert text(history.answer[:-1]) == " Fox jumps"
     assert text(asked.prompt) == "article: A vote.\ncategory:"
@@ -90,7 +90,7 @@ def test_room_for_an_answer_is_that_of_its_task(base: BaseModel) -> None:
 def test_a_long_question_is_asked_as_it_is_trained_on(base: BaseModel) -> None:
     text_of_many_tokens = "so it goes " * 30
     query = Query("q", "tagging", text_of_many_tokens, "gear")
-    (sample,) = query_samples(base, [query])
+    (sample,) = queries_with_examples(base, User("u", (), (query,)), NO_EXAMPLES)
     (history,) = history_samples(base, [ProfileItem("i", "tagging", text_of_many_tokens, "gear")])
     room = answer_room(base, TASKS["tagging"], TASKS["tagging"].labels)
     assert sample == history
