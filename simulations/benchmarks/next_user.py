@@ -43,10 +43,11 @@ def next_user(settings: Settings, on_round: Callable[[], None]) -> Finding:
         base.tokenizer.save_pretrained(name)
         wrapped = wrap(plain, Slab(stored.maps, RANK, stored.rows[:1]))
         state = {key: value.clone() for key, value in _taken_out(wrapped).items()}
+        out = {key: torch.empty_like(value) for key, value in state.items()}
         swap = slab_swap(stored)
 
         def kept() -> State:
-            return in_and_out(wrapped, state)
+            return in_and_out(wrapped, state, out)
 
         def reloaded() -> State:
             from peft import get_peft_model
@@ -55,7 +56,7 @@ def next_user(settings: Settings, on_round: Callable[[], None]) -> Finding:
             fresh = get_peft_model(
                 model.to(base.device), lora_config(targets, RANK), adapter_name(0)
             )
-            return in_and_out(fresh, state)
+            return in_and_out(fresh, state, out)
 
         ours = Slab(stored.maps, RANK, swap(0)[None]).lora(0)
         equalities = (
@@ -109,12 +110,18 @@ def slab_swap(stored: Slab) -> Callable[[int], Tensor]:
     return swap
 
 
-def in_and_out(wrapped: Any, state: State) -> State:
-    """Put an adapter's state into a PEFT model and take it out again."""
+def in_and_out(wrapped: Any, state: State, out: State) -> State:
+    """Put an adapter's state into a PEFT model and take it out again, into ``out``.
+
+    PEFT returns references, which the next user's numbers overwrite; whoever wants to keep what a
+    user has learned copies it, as the slab does.
+    """
     from peft import set_peft_model_state_dict
 
     set_peft_model_state_dict(wrapped, state, adapter_name=adapter_name(0))
-    return _taken_out(wrapped)
+    for key, value in _taken_out(wrapped).items():
+        out[key].copy_(value)
+    return out
 
 
 def difference(lora: Lora, state: Mapping[str, Tensor]) -> float:

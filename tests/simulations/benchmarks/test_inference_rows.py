@@ -89,11 +89,19 @@ def test_the_next_user_comes_out_as_it_went_in(exact: BaseModel, tmp_path: Path)
         assert torch.equal(swap(user), stored.rows[user])
     plain = plain_model("tiny", torch.float32, exact.device)
     wrapped = wrap(plain, type(stored)(stored.maps, 4, stored.rows[:1]))
-    state = {
-        f"base_model.model.{name}.lora_{side}.weight": tensor.mT.contiguous()
-        for name, factors in stored.lora(2)
-        for side, tensor in (("A", factors.a), ("B", factors.b))
-    }
-    out = next_user.in_and_out(wrapped, state)
-    assert next_user.difference(stored.lora(2), out) == 0
-    assert next_user.difference(stored.lora(1), out) > 0
+    states = [
+        {
+            f"base_model.model.{name}.lora_{side}.weight": tensor.mT.contiguous()
+            for name, factors in stored.lora(user)
+            for side, tensor in (("A", factors.a), ("B", factors.b))
+        }
+        for user in (2, 1)
+    ]
+    first, second = (
+        next_user.in_and_out(wrapped, state, {k: torch.empty_like(v) for k, v in state.items()})
+        for state in states
+    )
+    # What came out of the first is still there when the second is in.
+    assert next_user.difference(stored.lora(2), first) == 0
+    assert next_user.difference(stored.lora(1), second) == 0
+    assert next_user.difference(stored.lora(1), first) > 0
