@@ -30,7 +30,6 @@ from shared.routing import normalised_entropy
 from shared.samples import encode_prompt
 from shared.seeding import derive_seed
 from shared.signature import verify_signature
-from shared.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -187,11 +186,7 @@ class Device:
         """Continue a prompt with the personalised model, after own items if the release has any."""
         stack = self.personalised(method)
         person = self.vault.person() if stack.examples.count else None
-        own = [
-            item
-            for item in (person.history if person else ())
-            if TASKS[item.task].kind in stack.examples.kinds
-        ]
+        own = [i for i in (person.history if person else ()) if i.task in stack.examples.tasks]
         put = before(self.base, prompt, max_new_tokens, prompt, own, stack.examples)
         base = roomier(self.base, stack.examples)
         read = len(encode_prompt(base, put, max_new_tokens))

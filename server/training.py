@@ -101,7 +101,7 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         embeddings = _embeddings(base, training, users)
         space = before.space if before else EmbeddingSpace.fit(embeddings, DIMENSIONS)
         retrieval = config.retrieval
-        examples = Examples(retrieval.items, retrieval.item_tokens, retrieval.kinds)
+        examples = Examples(retrieval.items, retrieval.item_tokens, retrieval.tasks)
         corpus = _corpus(base, run_dir, users, space.place(embeddings), examples, before, seed)
         population = _population(base, training, config, seed, corpus, before)
         experts, router = _experts(base, training, config, seed, corpus, population, before)

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from shared.errors import MesofedError
 from shared.methods import METHODS
 from shared.suggestion import check_choices, suggestion
-from shared.tasks import Kind
+from shared.tasks import ALIKE, TASKS
 
 Format = Literal["fp32", "bf16", "int8", "nf4"]
 
@@ -129,10 +129,16 @@ class ExamplesConfig(RetrievalConfig):
     items: int = Field(
         0, ge=0, le=MAX_EXAMPLES, description="own items before each question; 0: none"
     )
-    kinds: tuple[Kind, ...] = Field(
-        ("generation",),
-        description="kinds of task whose questions have them: classification, rating, generation",
+    tasks: tuple[str, ...] = Field(
+        ALIKE,
+        description="whose questions have them; free text whose history was asked the same",
     )
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_choices(names, TASKS)
+        return names
 
 
 class PrivateConfig(TrainingConfig):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,7 +28,7 @@ from shared.config import (
     MIN_EXAMPLE_TOKENS,
 )
 from shared.errors import MesofedError
-from shared.tasks import Kind
+from shared.tasks import TASKS
 
 FORMAT: Literal[2] = 2
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
@@ -60,12 +61,21 @@ class Ranks(_Section):
     bank: PositiveInt
 
 
+def _task(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"expected one of {', '.join(TASKS)}")
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_task)]
+
+
 class ExamplesEntry(_Section):
     """How many of a person's own items stand before which questions, and to what they are cut."""
 
     count: Annotated[int, Field(ge=0, le=MAX_EXAMPLES)]
     tokens: Annotated[int, Field(ge=MIN_EXAMPLE_TOKENS, le=MAX_EXAMPLE_TOKENS)]
-    kinds: tuple[Kind, ...]
+    tasks: tuple[TaskName, ...]
 
 
 class Manifest(_Section):

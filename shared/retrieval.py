@@ -25,7 +25,7 @@ import numpy as np
 from shared.base_model import BaseModel
 from shared.corpus.user import ProfileItem, Query, User
 from shared.samples import CUE_TOKENS, Sample, answer_room, encode, encode_prompt
-from shared.tasks import KINDS, TASKS, Kind, Task
+from shared.tasks import ALL_TASKS, TASKS, Task
 
 # It logs every index that it builds, at a level that it sets itself.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -41,17 +41,17 @@ class Examples:
         Items at most; fewer where the history has fewer.
     tokens : int
         To which each is cut.
-    kinds : tuple of str
-        Kinds of task whose questions have them.
+    tasks : tuple of str
+        Tasks whose questions have them.
     """
 
     count: int = 0
     tokens: int = 64
-    kinds: tuple[Kind, ...] = KINDS
+    tasks: tuple[str, ...] = ALL_TASKS
 
     def of(self, task: Task) -> "Examples":
         """Return the examples before a question of a task."""
-        return self if task.kind in self.kinds else NO_EXAMPLES
+        return self if task.name in self.tasks else NO_EXAMPLES
 
 
 NO_EXAMPLES = Examples()

@@ -8,12 +8,11 @@ from the one serves the other. The answer follows the prompt after one space::
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from shared.corpus.user import ProfileItem, Query
 
 Kind = Literal["classification", "rating", "generation"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 SCORES = ("1", "2", "3", "4", "5")
 
@@ -199,3 +198,12 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
+
+ALL_TASKS = tuple(TASKS)
+
+ALIKE = tuple(
+    name
+    for name, task in TASKS.items()
+    if task.kind == "generation" and task.history_template == task.query_template
+)
+"""Tasks of free text whose history shows how such a question was answered before."""

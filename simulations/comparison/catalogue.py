@@ -1,6 +1,6 @@
 """The methods under comparison: each declared once, in the order of tables."""
 
-from shared.tasks import Kind
+from shared.tasks import ALIKE
 from simulations.baselines.federated_averaging import FEDERATED
 from simulations.baselines.majority import MAJORITIES
 from simulations.baselines.mta import MTA
@@ -9,10 +9,8 @@ from simulations.baselines.proper import PROPERS
 from simulations.baselines.retrieval import RETRIEVALS
 from simulations.comparison.contender import Contender, of_devices
 
-# Where choosing among labels is asked, examples gain nothing beside the label prior
-# (docs/research-log.md).
-FREE_TEXT: tuple[Kind, ...] = ("generation",)
-
+# An own item before a question helps where it shows how one like it was answered, in free text;
+# elsewhere it gained nothing or did harm (docs/research-log.md).
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
@@ -34,10 +32,10 @@ CONTENDERS: dict[str, Contender] = {
         of_devices("anchors"),
         of_devices("meso-code"),
         of_devices("meso-no-prior"),
-        of_devices("meso-no-release", 1, kinds=FREE_TEXT),
+        of_devices("meso-no-release", 1, tasks=ALIKE),
         of_devices("meso", called="meso-no-examples"),
         of_devices("meso-r1"),
-        of_devices("meso", 1, kinds=FREE_TEXT),
+        of_devices("meso", 1, tasks=ALIKE),
         of_devices("meso-tuned"),
         of_devices("meso-r4"),
     )

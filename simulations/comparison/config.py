@@ -125,7 +125,7 @@ class ComparisonConfig(ExperimentConfig):
         """Return the configuration by which a release of this comparison is trained."""
         shared = {name: getattr(self, name) for name in ExperimentConfig.model_fields}
         retrieval = ExamplesConfig(
-            items=examples.count, item_tokens=examples.tokens, kinds=examples.kinds
+            items=examples.count, item_tokens=examples.tokens, tasks=examples.tasks
         )
         return RunConfig(seed=seed, retrieval=retrieval, **shared)
 

@@ -10,7 +10,7 @@ from shared.methods import METHODS, Method
 from shared.release import Release
 from shared.retrieval import Examples, query_prompt, roomier
 from shared.samples import encode_prompt
-from shared.tasks import KINDS, TASKS, Kind
+from shared.tasks import ALL_TASKS, TASKS, Kind
 from simulations.comparison.config import Setting
 from simulations.comparison.scene import Scene
 from simulations.comparison.timing import added_milliseconds
@@ -116,7 +116,7 @@ def personalised(scene: Scene, method: Method, release: Release) -> list[Persona
 
 
 def of_devices(
-    name: str, retrieved: int = 0, called: str = "", kinds: tuple[Kind, ...] = KINDS
+    name: str, retrieved: int = 0, called: str = "", tasks: tuple[str, ...] = ALL_TASKS
 ) -> Contender:
     """Return a method that ships to devices as a contender.
 
@@ -127,24 +127,24 @@ def of_devices(
         own.
     called : str
         Its name among contenders; that of the method by default.
-    kinds : tuple of str
-        Kinds of task whose questions have the items.
+    tasks : tuple of str
+        Tasks whose questions have the items.
     """
     method = METHODS[name]
     routed = (method.experts, method.anchors) != ("off", "off")
 
     def answer(scene: Scene) -> Answered:
-        own = scene.retrieving(retrieved, kinds)
+        own = scene.retrieving(retrieved, tasks)
         return evaluated(own, personalised(own, method, own.release))
 
     items = f", {retrieved} own item{'s' if retrieved > 1 else ''} in the prompt"
-    if kinds != KINDS:
-        items += f" ({', '.join(kinds)})"
+    if tasks != ALL_TASKS:
+        items += f" before {', '.join(tasks)}"
     return Contender(
         called or name,
         method.summary + (items if retrieved else ""),
         answer,
         "router statistics" if routed else "nothing",
         "the history" if method.population else "nothing",
-        lambda scene: parts_traffic(scene.retrieving(retrieved, kinds).release, method),
+        lambda scene: parts_traffic(scene.retrieving(retrieved, tasks).release, method),
     )

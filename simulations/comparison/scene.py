@@ -31,7 +31,7 @@ from shared.retrieval import (
 )
 from shared.samples import Sample
 from shared.seeding import derive_seed
-from shared.tasks import KINDS, TASKS, Kind
+from shared.tasks import ALL_TASKS
 from simulations.comparison.config import ComparisonConfig, Setting
 from simulations.comparison.people import divide, held_by_server
 
@@ -130,16 +130,15 @@ class Scene:
         place = {user.user_id: index for index, user in enumerate(self.server)}
         return tuple(place[name] for name in log["anchors"])
 
-    def retrieving(self, count: int, kinds: tuple[Kind, ...] = KINDS) -> "Scene":
-        """Return the same scene with so many own items before questions of some kinds.
+    def retrieving(self, count: int, tasks: tuple[str, ...] = ALL_TASKS) -> "Scene":
+        """Return the same scene with so many own items before questions of some tasks.
 
-        It is this very scene where nobody is asked a question of these kinds.
+        It is this very scene where nobody is asked such a question.
         """
         users = (*self.server, *self.people)
-        tasks = {query.task for user in users for query in user.queries}
-        tasks |= {item.task for user in users for item in user.history}
-        asked = {TASKS[task].kind for task in tasks}
-        found = tuple(kind for kind in KINDS if kind in asked and kind in kinds)
+        asked = {query.task for user in users for query in user.queries}
+        asked |= {item.task for user in users for item in user.history}
+        found = tuple(task for task in ALL_TASKS if task in asked and task in tasks)
         if not count or not found:
             return self
         examples = Examples(count, self.config.retrieval.item_tokens, found)

@@ -173,8 +173,8 @@ def test_a_repacked_release_is_accepted(base: BaseModel, files: Files) -> None:
 @pytest.mark.parametrize(
     ("examples", "wrong"),
     [
-        ({"count": 9, "tokens": 64, "kinds": ["generation"]}, "examples.count"),
-        ({"count": 1, "tokens": 64, "kinds": ["thoughts"]}, "examples.kinds"),
+        ({"count": 9, "tokens": 64, "tasks": ["headline"]}, "examples.count"),
+        ({"count": 1, "tokens": 64, "tasks": ["thoughts"]}, "examples.tasks"),
         ({"count": -1, "tokens": 64}, "examples.count"),
         ({"count": 1, "tokens": 10_000}, "examples.tokens"),
         ({"count": 1, "tokens": 1}, "examples.tokens"),
@@ -190,7 +190,7 @@ def test_a_release_may_not_fill_prompts_with_any_number_of_own_items(
 
 
 def test_examples_come_back(base: BaseModel, release: Release) -> None:
-    asked = Examples(3, 48, ("generation",))
+    asked = Examples(3, 48, ("headline",))
     files = pack_release(replace(release, examples=asked))
     assert unpack_release(files, base).examples == asked
 

@@ -135,8 +135,8 @@ def test_a_long_prompt_keeps_its_room_and_its_example_whole(base: BaseModel) -> 
     assert put.startswith("post: apple")
 
 
-def test_only_questions_of_the_named_kinds_have_examples(base: BaseModel) -> None:
-    free = Examples(1, 64, ("generation",))
+def test_only_questions_of_the_named_tasks_have_examples(base: BaseModel) -> None:
+    free = Examples(1, 64, ("headline",))
     tag, headline = item(0, "apple pie", "dream"), item(1, "apple tart", "A tart", "headline")
     user = User(
         "u",

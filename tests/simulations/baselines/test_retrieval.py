@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from shared.retrieval import Examples, query_prompt
-from shared.tasks import KINDS
 from simulations.baselines.retrieval import RETRIEVALS
 from simulations.comparison.contender import of_devices
 from simulations.comparison.scene import Scene
@@ -35,9 +34,10 @@ def test_every_form_answers_everybody_with_longer_prompts(contender: object, sce
 def test_a_method_with_examples_has_a_release_of_its_own_trained_with_them(scene: Scene) -> None:
     own = scene.retrieving(1)
     assert own is scene.retrieving(1)
-    assert own.release.examples == Examples(1, scene.config.retrieval.item_tokens, KINDS)
-    free = scene.retrieving(1, ("generation",))
-    assert (free.examples.kinds, free.folder != own.folder) == (("generation",), True)
+    asked = ("tagging", "rating", "headline")
+    assert own.release.examples == Examples(1, scene.config.retrieval.item_tokens, asked)
+    free = scene.retrieving(1, ("headline",))
+    assert (free.examples.tasks, free.folder != own.folder) == (("headline",), True)
     assert scene.release.examples.count == 0
     longer, plain = own.server_samples[0], scene.server_samples[0]
     assert [s.answer for s in longer] == [s.answer for s in plain]
