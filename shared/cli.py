@@ -21,6 +21,7 @@ from shared.console import output, print_error
 from shared.errors import MesofedError
 from shared.interrupt import stopping_at_once
 from shared.program import command
+from shared.suggestion import suggestion
 
 if TYPE_CHECKING:
     from shared.corpus.load import CheckReport
@@ -44,6 +45,20 @@ class EntryPointCommands(typer.core.TyperGroup):
             command.name = cmd_name
             return command
         return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that was typed; of a misspelt one say what it may have meant.
+
+        Typer does so in the groups whose commands it holds itself.
+        """
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = suggestion(args[0], self.list_commands(ctx))
+            error.message = f"{error.message.rstrip('.')}{meant}."
+            raise
 
 
 root = typer.Typer(
@@ -99,6 +114,8 @@ def check(
 
     Exit code 1 if anything is wrong, or there are too few people for a simulation.
     """
+    for path in (file, outputs):
+        _require_readable(path)
     from shared.corpus.load import check_file
     from shared.corpus.problems import advice
     from shared.corpus.split import MIN_SERVER_USERS, MIN_USERS
@@ -130,6 +147,14 @@ def check(
     settings += [f"corpus.outputs={outputs}"] if outputs else []
     line = command("simulate", *(part for setting in settings for part in ("--set", setting)))
     console.print(f"\nSound. Next: {line}", markup=False, soft_wrap=True)
+
+
+def _require_readable(path: Path | None) -> None:
+    try:
+        if path is not None:
+            path.open("rb").close()
+    except OSError as error:
+        raise MesofedError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _contents(report: "CheckReport") -> Table:

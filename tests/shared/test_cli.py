@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-COMMANDS = {"simulate", "report", "device", "release", "data", "models"}
+COMMANDS = {
+    "simulate",
+    "compare",
+    "report",
+    "audit",
+    "bench",
+    "device",
+    "release",
+    "data",
+    "models",
+}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +63,30 @@ def test_an_unknown_command_is_wrong_usage(mesofed: Any) -> None:
     done = mesofed("simulat")
     assert done.code == 2
     assert "No such command 'simulat'" in done.text
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (("audti",), "audit"),
+        (("simulat",), "simulate"),
+        (("device", "insepct"), "inspect"),
+        (("release", "sho"), "show"),
+    ],
+    ids=str,
+)
+def test_a_misspelt_command_is_told_what_it_may_have_meant(
+    typed: tuple[str, ...], meant: str, mesofed: Any
+) -> None:
+    done = mesofed(*typed)
+    assert done.code == 2
+    assert f"id you mean '{meant}'?" in done.text
+
+
+def test_a_word_like_no_command_gets_no_suggestion(mesofed: Any) -> None:
+    done = mesofed("xyzzy")
+    assert (done.code, "mean" in done.text) == (2, False)
+    assert "No such command 'xyzzy'." in done.text
 
 
 ASK = (
@@ -111,10 +145,20 @@ def test_a_bad_line_is_named_with_what_was_expected(
     assert "users 2" in done.text
 
 
-def test_a_missing_file_and_a_wrong_task(mesofed: Any, tmp_path: Path) -> None:
-    done = mesofed("data", "check", tmp_path / "none.jsonl")
-    assert (done.code, "Traceback" in done.text) == (1, False)
-    assert "none.jsonl" in done.text
+def test_of_a_missing_file_nothing_else_is_said(mesofed: Any, tmp_path: Path) -> None:
+    people, missing = tmp_path / "people.jsonl", tmp_path / "none.jsonl"
+    people.write_text(person("ann"), encoding="utf-8")
+    for arguments, said in (
+        ((missing,), f"{missing}: No such file or directory"),
+        ((tmp_path,), f"{tmp_path}: Is a directory"),
+        ((people, "--outputs", missing), f"{missing}: No such file or directory"),
+    ):
+        done = mesofed("data", "check", *arguments)
+        assert (done.code, done.out) == (1, "")
+        assert done.text == f"Error: Cannot read {said}."
+
+
+def test_a_wrong_task(mesofed: Any, tmp_path: Path) -> None:
     path = tmp_path / "people.jsonl"
     path.write_text(person("ann"), encoding="utf-8")
     done = mesofed("data", "check", path, "--task", "no_task")
@@ -159,6 +203,7 @@ def test_problems_that_are_not_shown_are_counted(mesofed: Any, tmp_path: Path) -
 
 
 def test_where_nothing_is_left_skipping_is_no_advice(mesofed: Any, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("{\n", encoding="utf-8")
     done = mesofed("data", "check", tmp_path / "none.jsonl")
     assert "No usable user is left" in done.text
     assert "bad_input" not in done.text
