@@ -34,7 +34,7 @@ from server.secure_round import gather_sum, new_session
 from shared.atomic_file import write_json
 from shared.compute import compute, use_threads
 from shared.config import RunConfig
-from shared.console import output
+from shared.console import output, say
 from shared.privacy import (
     calibrate,
     honest_devices,
@@ -69,9 +69,9 @@ def main(grid: Grid, context: Context) -> None:
     for line in (
         f"All {config.rounds.count} rounds are done." if config.rounds.count > 1 else "Done.",
         f"Router statistics: {_statistics_file(run_dir, config.rounds.count)}",
-        f"Next: {command('report', run_dir)}",
     ):
         console.print(line, markup=False, soft_wrap=True)
+    say(console, f"Next: `{command('report', run_dir)}`")
 
 
 def _run(grid: Grid, config: RunConfig, run_dir: Path) -> None:

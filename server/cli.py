@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from shared.console import output
+from shared.console import output, say
 from shared.errors import MesofedError
 
 release = typer.Typer(no_args_is_help=True, help="Look at releases, export and sign them.")
@@ -116,7 +116,8 @@ def key(
 
     public = signer(folder).public
     typer.echo(public)
-    typer.echo(f"Next, on a device: mesofed device init VAULT --folder DIR --server-key {public}")
+    line = f"mesofed device init VAULT --folder DIR --server-key {public}"
+    say(output(), f"Next, on a device: `{line}`")
 
 
 @release.command()

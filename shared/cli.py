@@ -17,7 +17,7 @@ import typer.main
 from rich.table import Table
 from rich.text import Text
 
-from shared.console import output, print_error
+from shared.console import output, print_error, say
 from shared.errors import MesofedError
 from shared.interrupt import stopping_at_once
 from shared.program import command
@@ -124,17 +124,17 @@ def check(
     console = output()
     console.print(_contents(report))
     for skip in report.skipped[:SHOWN_SKIPS]:
-        console.print(f"  {skip.where}: {skip.reason}", markup=False, soft_wrap=True)
+        say(console, f"  {skip.where}: {skip.reason}")
     if (more := len(report.skipped) - SHOWN_SKIPS) > 0:
         console.print(f"  and {more:,} more")
     if report.problems:
         count = len(report.problems)
         console.print(f"\n[bold red]{count:,} problem{'s' if count > 1 else ''}[/bold red]")
         for problem in report.problems[:SHOWN_PROBLEMS]:
-            console.print(f"  {problem}", markup=False, soft_wrap=True)
+            say(console, f"  {problem}")
         if (more := count - SHOWN_PROBLEMS) > 0:
             console.print(f"  and {more:,} more")
-        console.print(advice(mendable=report.users > 0), markup=False, soft_wrap=True)
+        say(console, advice(mendable=report.users > 0))
         raise typer.Exit(FAILED)
     if report.users < MIN_USERS:
         console.print(
@@ -146,7 +146,7 @@ def check(
     settings = [f"corpus.source={report.source}", f"corpus.path={report.path}"]
     settings += [f"corpus.outputs={outputs}"] if outputs else []
     line = command("simulate", *(part for setting in settings for part in ("--set", setting)))
-    console.print(f"\nSound. Next: {line}", markup=False, soft_wrap=True)
+    say(console, f"\nSound. Next: `{line}`")
 
 
 def _require_readable(path: Path | None) -> None:
@@ -193,6 +193,6 @@ def _models() -> None:
     console.print()
     # Beside four other columns, a note would be a strip of a few words a line.
     for model in found:
-        console.print(f"{model.name}: {model.note}", markup=False, soft_wrap=True)
+        say(console, f"{model.name}: {model.note}")
     line = f"{command('simulate')} --set base.name=NAME --set base.format=bf16"
-    console.print(f"\nUse one with: {line}", markup=False, soft_wrap=True)
+    say(console, f"\nUse one with: `{line}`")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_sound_file_is_described(mesofed: Any, tmp_path: Path) -> None:
     assert done.code == 0, done.text
     assert "users 3" in done.text
     assert "history items 6" in done.text
-    assert f"--set corpus.source=jsonl --set corpus.path={path}" in done.text
+    assert f"--set corpus.path={path}" in done.text
 
 
 @pytest.mark.parametrize(
@@ -249,12 +250,31 @@ def test_what_is_wrong_is_said_before_anything_heavy_is_loaded(arguments: tuple[
     assert done.stdout.splitlines()[-1] == "LOADED []"
 
 
-def test_off_a_terminal_an_error_is_not_wrapped(tmp_path: Path) -> None:
+def test_off_a_terminal_an_error_is_a_hundred_columns_wide_and_paths_stay_whole(
+    tmp_path: Path,
+) -> None:
     long = tmp_path / ("a-long-name-" * 12)
     done = run_cli("report", str(long))
-    (line,) = done.stderr.splitlines()
-    assert str(long) in line
-    assert len(line) > 150
+    lines = done.stderr.splitlines()
+    assert len(lines) > 1
+    assert str(long) in " ".join(lines)
+    assert [line for line in lines if len(line) > 100] == [
+        line for line in lines if str(long) in line
+    ]
+
+
+def test_the_next_command_can_be_copied_whatever_its_width(tmp_path: Path) -> None:
+    path = tmp_path / ("a-long-name-" * 5) / "people.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(person(name) for name in ("ann", "bo", "cy")), encoding="utf-8")
+    done = run_cli("data", "check", str(path))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout[done.stdout.index("Sound. Next:") :].removeprefix("Sound. Next:")
+    words = shlex.split(said.replace("\\\n", ""))
+    assert words[1:] == [
+        "simulate", "--set", "corpus.source=jsonl", "--set", f"corpus.path={path}"
+    ]  # fmt: skip
+    assert all(len(line) <= 100 for line in said.splitlines() if str(path) not in line)
 
 
 def test_every_model_s_note_is_readable(mesofed: Any) -> None:
