@@ -35,6 +35,7 @@ from shared.atomic_file import write_json
 from shared.compute import compute, use_threads
 from shared.config import RunConfig
 from shared.console import output, say
+from shared.flower_internals import plain_errors
 from shared.privacy import (
     calibrate,
     honest_devices,
@@ -58,6 +59,7 @@ def main(grid: Grid, context: Context) -> None:
     MesofedError
         If the settings, the corpus or a release is not usable, or a round misses its quorum.
     """
+    plain_errors()
     settings = resolve_run(context)
     config, run_dir = settings.config, settings.run_dir
     if is_shown():
