@@ -31,7 +31,21 @@ FAILED = 1
 SHOWN_PROBLEMS, SHOWN_SKIPS = 20, 5
 
 
-class EntryPointCommands(typer.core.TyperGroup):
+class Commands(typer.core.TyperGroup):
+    """A group that says of a misspelt command what it may have meant, once."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that was typed."""
+        typed, known = args[0], self.list_commands(ctx)
+        if typed not in known and not typed.startswith("-") and not ctx.resilient_parsing:
+            # Before Click and Typer see it, each of which would add its own suggestion.
+            raise click.UsageError(f"No such command {typed!r}{suggestion(typed, known)}.", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class EntryPointCommands(Commands):
     """A group whose commands are the entry points of :data:`GROUP`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -41,24 +55,12 @@ class EntryPointCommands(typer.core.TyperGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
         for entry in entry_points(group=GROUP, name=cmd_name):
-            command = typer.main.get_command(entry.load())
+            found: typer.Typer = entry.load()
+            found.info.cls = Commands
+            command = typer.main.get_command(found)
             command.name = cmd_name
             return command
         return None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that was typed; of a misspelt one say what it may have meant.
-
-        Typer does so in the groups whose commands it holds itself.
-        """
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            meant = suggestion(args[0], self.list_commands(ctx))
-            error.message = f"{error.message.rstrip('.')}{meant}."
-            raise
 
 
 root = typer.Typer(

@@ -81,7 +81,8 @@ def test_a_misspelt_command_is_told_what_it_may_have_meant(
 ) -> None:
     done = mesofed(*typed)
     assert done.code == 2
-    assert f"id you mean '{meant}'?" in done.text
+    assert f"No such command '{typed[-1]}' (did you mean '{meant}'?)." in done.text
+    assert done.text.count("did you mean") == 1
 
 
 def test_a_word_like_no_command_gets_no_suggestion(mesofed: Any) -> None:
