@@ -34,7 +34,8 @@ from server.secure_round import gather_sum, new_session
 from shared.atomic_file import write_json
 from shared.compute import compute, use_threads
 from shared.config import RunConfig
-from shared.console import output
+from shared.console import output, say
+from shared.flower_internals import plain_errors
 from shared.privacy import (
     calibrate,
     honest_devices,
@@ -58,6 +59,7 @@ def main(grid: Grid, context: Context) -> None:
     MesofedError
         If the settings, the corpus or a release is not usable, or a round misses its quorum.
     """
+    plain_errors()
     settings = resolve_run(context)
     config, run_dir = settings.config, settings.run_dir
     if is_shown():
@@ -69,9 +71,9 @@ def main(grid: Grid, context: Context) -> None:
     for line in (
         f"All {config.rounds.count} rounds are done." if config.rounds.count > 1 else "Done.",
         f"Router statistics: {_statistics_file(run_dir, config.rounds.count)}",
-        f"Next: {command('report', run_dir)}",
     ):
         console.print(line, markup=False, soft_wrap=True)
+    say(console, f"Next: `{command('report', run_dir)}`")
 
 
 def _run(grid: Grid, config: RunConfig, run_dir: Path) -> None:

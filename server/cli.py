@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from shared.console import output
+from shared.console import output, say
 from shared.errors import MesofedError
 
 release = typer.Typer(no_args_is_help=True, help="Look at releases, export and sign them.")
@@ -21,12 +21,22 @@ def _release() -> None:
 
 @release.command()
 def show(folder: ReleaseFolder) -> None:
-    """Say what a release holds, and whether its files are what its manifest names."""
+    """Say whether a release is good, and what it holds: the verdict first, then the contents."""
     from shared.release_files import MANIFEST, SIGNATURE, verify_files
     from shared.signature import read_signature, verify_signature
 
     files = _files(folder)
-    manifest = verify_files(files)
+    try:
+        manifest = verify_files(files)
+    except MesofedError as error:
+        raise MesofedError(f"Damaged. {error}") from error
+    verdict = f"Not signed: no device takes it. All files are what {MANIFEST} names."
+    if SIGNATURE in files:
+        try:
+            key = verify_signature(files, read_signature(files).key)
+        except MesofedError as error:
+            raise MesofedError(f"Its signature is not valid. {error}") from error
+        verdict = f"Good: all files are what {MANIFEST} names.\nSigned with {key}."
     table = Table(show_header=False, box=None)
     table.add_row("release", str(manifest.release))
     table.add_row("base model", f"{manifest.base.name} ({manifest.base.fingerprint[:12]})")
@@ -36,13 +46,8 @@ def show(folder: ReleaseFolder) -> None:
     for name, entry in manifest.files.items():
         table.add_row(name, f"{entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:12]}")
     console = output()
+    console.print(verdict, markup=False)
     console.print(table)
-    console.print(f"All files are what {MANIFEST} names.")
-    if SIGNATURE in files:
-        key = verify_signature(files, read_signature(files).key)
-        console.print(f"Signed with {key}.", soft_wrap=True, highlight=False)
-    else:
-        console.print("Not signed: no device takes it.")
 
 
 @release.command()
@@ -111,7 +116,8 @@ def key(
 
     public = signer(folder).public
     typer.echo(public)
-    typer.echo(f"Next, on a device: mesofed device init VAULT --folder DIR --server-key {public}")
+    line = f"mesofed device init VAULT --folder DIR --server-key {public}"
+    say(output(), f"Next, on a device: `{line}`")
 
 
 @release.command()

@@ -17,10 +17,11 @@ import typer.main
 from rich.table import Table
 from rich.text import Text
 
-from shared.console import output, print_error
+from shared.console import output, print_error, say
 from shared.errors import MesofedError
 from shared.interrupt import stopping_at_once
 from shared.program import command
+from shared.suggestion import suggestion
 
 if TYPE_CHECKING:
     from shared.corpus.load import CheckReport
@@ -30,7 +31,21 @@ FAILED = 1
 SHOWN_PROBLEMS, SHOWN_SKIPS = 20, 5
 
 
-class EntryPointCommands(typer.core.TyperGroup):
+class Commands(typer.core.TyperGroup):
+    """A group that says of a misspelt command what it may have meant, once."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that was typed."""
+        typed, known = args[0], self.list_commands(ctx)
+        if typed not in known and not typed.startswith("-") and not ctx.resilient_parsing:
+            # Before Click and Typer see it, each of which would add its own suggestion.
+            raise click.UsageError(f"No such command {typed!r}{suggestion(typed, known)}.", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class EntryPointCommands(Commands):
     """A group whose commands are the entry points of :data:`GROUP`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -40,7 +55,9 @@ class EntryPointCommands(typer.core.TyperGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
         for entry in entry_points(group=GROUP, name=cmd_name):
-            command = typer.main.get_command(entry.load())
+            found: typer.Typer = entry.load()
+            found.info.cls = Commands
+            command = typer.main.get_command(found)
             command.name = cmd_name
             return command
         return None
@@ -99,6 +116,8 @@ def check(
 
     Exit code 1 if anything is wrong, or there are too few people for a simulation.
     """
+    for path in (file, outputs):
+        _require_readable(path)
     from shared.corpus.load import check_file
     from shared.corpus.problems import advice
     from shared.corpus.split import MIN_SERVER_USERS, MIN_USERS
@@ -107,17 +126,17 @@ def check(
     console = output()
     console.print(_contents(report))
     for skip in report.skipped[:SHOWN_SKIPS]:
-        console.print(f"  {skip.where}: {skip.reason}", markup=False, soft_wrap=True)
+        say(console, f"  {skip.where}: {skip.reason}")
     if (more := len(report.skipped) - SHOWN_SKIPS) > 0:
         console.print(f"  and {more:,} more")
     if report.problems:
         count = len(report.problems)
         console.print(f"\n[bold red]{count:,} problem{'s' if count > 1 else ''}[/bold red]")
         for problem in report.problems[:SHOWN_PROBLEMS]:
-            console.print(f"  {problem}", markup=False, soft_wrap=True)
+            say(console, f"  {problem}")
         if (more := count - SHOWN_PROBLEMS) > 0:
             console.print(f"  and {more:,} more")
-        console.print(advice(mendable=report.users > 0), markup=False, soft_wrap=True)
+        say(console, advice(mendable=report.users > 0))
         raise typer.Exit(FAILED)
     if report.users < MIN_USERS:
         console.print(
@@ -129,7 +148,15 @@ def check(
     settings = [f"corpus.source={report.source}", f"corpus.path={report.path}"]
     settings += [f"corpus.outputs={outputs}"] if outputs else []
     line = command("simulate", *(part for setting in settings for part in ("--set", setting)))
-    console.print(f"\nSound. Next: {line}", markup=False, soft_wrap=True)
+    say(console, f"\nSound. Next: `{line}`")
+
+
+def _require_readable(path: Path | None) -> None:
+    try:
+        if path is not None:
+            path.open("rb").close()
+    except OSError as error:
+        raise MesofedError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _contents(report: "CheckReport") -> Table:
@@ -168,6 +195,6 @@ def _models() -> None:
     console.print()
     # Beside four other columns, a note would be a strip of a few words a line.
     for model in found:
-        console.print(f"{model.name}: {model.note}", markup=False, soft_wrap=True)
+        say(console, f"{model.name}: {model.note}")
     line = f"{command('simulate')} --set base.name=NAME --set base.format=bf16"
-    console.print(f"\nUse one with: {line}", markup=False, soft_wrap=True)
+    say(console, f"\nUse one with: `{line}`")

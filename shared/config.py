@@ -40,7 +40,9 @@ class Section(BaseModel):
 class CorpusConfig(Section):
     """Where people come from and how they are divided between server and devices."""
 
-    source: Literal["synthetic", "lamp", "jsonl"] = "synthetic"
+    source: Literal["synthetic", "lamp", "jsonl"] = Field(
+        "synthetic", description="the built-in corpus, LaMP's files, or one person a line"
+    )
     path: str = Field("", description="jsonl: the file; lamp: the questions file")
     outputs: str = Field("", description="lamp: the outputs file; default: beside the questions")
     task: str = Field("", description="expected task; default: what the file says")
@@ -58,7 +60,7 @@ class BaseConfig(Section):
     """The frozen causal language model."""
 
     name: str = Field("smollm2", description="tiny, smollm2, or a Hugging Face id or folder")
-    format: Format = "bf16"
+    format: Format = Field("bf16", description="of the frozen weights")
     top_layers: int = Field(
         10, ge=0, description="so many topmost layers carry LoRAs, the rest runs once; 0: all do"
     )
@@ -72,13 +74,13 @@ class BaseConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How one LoRA is trained: AdamW on answer tokens, linear warm-up, cosine decay."""
+    """How the population LoRA is trained: AdamW on answer tokens, linear warm-up, cosine decay."""
 
-    rank: int = Field(8, ge=1)
-    epochs: int = Field(2, ge=1)
+    rank: int = Field(8, ge=1, description="of the LoRA")
+    epochs: int = Field(2, ge=1, description="passes over the samples")
     batch_size: int = Field(8, ge=1, description="samples per step")
-    learning_rate: float = Field(4e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    learning_rate: float = Field(4e-3, gt=0, description="after the warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm bound of one user")
 
@@ -86,20 +88,20 @@ class TrainingConfig(Section):
 class ExpertsConfig(TrainingConfig):
     """Group experts and their user-aware router, trained jointly."""
 
-    rank: int = Field(4, ge=1)
+    rank: int = Field(4, ge=1, description="of each expert")
     epochs: int = Field(1, ge=1, description="of joint training, after one pass on clusters")
-    learning_rate: float = Field(2e-3, gt=0)
-    count: int = Field(4, ge=2, le=MAX_EXPERTS)
+    learning_rate: float = Field(2e-3, gt=0, description="of the experts, after the warm-up")
+    count: int = Field(4, ge=2, le=MAX_EXPERTS, description="group experts")
     balance: float = Field(0.1, ge=0, description="weight of the load-balance term")
-    router_learning_rate: float = Field(1e-2, gt=0)
+    router_learning_rate: float = Field(1e-2, gt=0, description="of the user-aware router")
 
 
 class BankConfig(TrainingConfig):
     """Meta-LoRAs of the anchor users."""
 
-    rank: int = Field(4, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    anchors: int = Field(8, ge=1, le=MAX_ANCHORS)
+    rank: int = Field(4, ge=1, description="of each meta-LoRA")
+    learning_rate: float = Field(2e-3, gt=0, description="after the warm-up")
+    anchors: int = Field(8, ge=1, le=MAX_ANCHORS, description="anchor users")
     min_history: int = Field(4, ge=1, description="an anchor has at least so many items")
     top_k: int = Field(2, ge=1, description="anchors that a device fuses")
     temperature: float = Field(0.2, ge=1e-6, description="softmax temperature over similarities")
@@ -144,9 +146,10 @@ class ExamplesConfig(RetrievalConfig):
 class PrivateConfig(TrainingConfig):
     """What a device trains for itself."""
 
-    epochs: int = Field(3, ge=1)
+    rank: int = Field(8, ge=1, description="of the user LoRA")
+    epochs: int = Field(3, ge=1, description="passes over the history")
     batch_size: int = Field(4, ge=1, description="samples per step")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, description="of the user LoRA, after the warm-up")
     stack_rank: int = Field(2, ge=1, le=4, description="rank of the ultra-low-rank stack")
     stack_learning_rate: float = Field(
         4e-3, gt=0, description="for the stack: fewer ranks move the update less at equal rates"
@@ -160,9 +163,9 @@ class PrivateConfig(TrainingConfig):
 class RoundsConfig(Section):
     """The federated rounds."""
 
-    count: int = Field(1, ge=1)
+    count: int = Field(1, ge=1, description="rounds, a release each")
     quorum: float = Field(0.5, gt=0, le=1, description="share of devices a round needs")
-    deadline_seconds: float = Field(3600.0, gt=0)
+    deadline_seconds: float = Field(3600.0, gt=0, description="of each wait for devices")
     devices: int = Field(
         0, ge=0, description="deployment: devices to wait for; the whole corpus is the server's"
     )
@@ -225,9 +228,12 @@ class ExperimentConfig(Section):
 class RunConfig(ExperimentConfig):
     """One run: everything that decides its result."""
 
-    seed: int = Field(7, ge=0)
-    engine: Literal["local", "ray"] = "local"
-    methods: tuple[str, ...] = ("base", "population", "oppu", "proper-folded", "mta-exact", "meso")
+    seed: int = Field(7, ge=0, description="decides every draw of a simulation, and all training")
+    engine: Literal["local", "ray"] = Field("local", description="what a simulation runs on")
+    methods: tuple[str, ...] = Field(
+        ("base", "population", "oppu", "proper-folded", "mta-exact", "meso"),
+        description="what devices are personalised by and evaluated with; in shared/methods.py",
+    )
     rounds: RoundsConfig = RoundsConfig()
     retrieval: ExamplesConfig = ExamplesConfig()
     privacy: PrivacyConfig = PrivacyConfig()

@@ -24,6 +24,8 @@ from flwr.supercore.logger import update_console_handler
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from shared.errors import MesofedError
+
 FLOWER_FAMILY = "1.41"
 """The version family that these hooks were checked against."""
 
@@ -41,6 +43,7 @@ __all__ = [
     "message_to_bytes",
     "name_message",
     "over_the_wire",
+    "plain_errors",
     "quiet_flower",
 ]
 
@@ -120,6 +123,26 @@ def _to_proto(content: RecordDict) -> ProtoRecordDict:
 def error_of_exception(error: BaseException) -> Error:
     """Return what Flower tells the server when a ClientApp raises: the exception's own text."""
     return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>")
+
+
+class _PlainErrors(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say of a MesofedError what it says itself, without Flower's traceback."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, MesofedError):
+            record.msg, record.args, record.exc_info = "%s", (str(error),), None
+        return True
+
+
+_PLAIN_ERRORS = _PlainErrors()
+
+
+def plain_errors() -> None:
+    """Let Flower's log tell of an error that the user can mend by its text alone, from now on.
+
+    Flower logs what a ServerApp raises with its traceback; the run fails all the same.
+    """
+    logging.getLogger("flwr").addFilter(_PLAIN_ERRORS)
 
 
 @contextmanager

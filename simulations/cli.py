@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shared.console import output
+from shared.console import output, say
 from shared.errors import MesofedError
 from shared.interrupt import INTERRUPTED, stopping_in_order
 from shared.program import command
@@ -75,11 +75,7 @@ def _simulate(
         with stopping_in_order(), shown(console):
             summary = run(settings, folder)
     except KeyboardInterrupt:
-        console.print(
-            f"\nStopped. Continue: {command('simulate', '--resume', folder)}",
-            markup=False,
-            soft_wrap=True,
-        )
+        say(console, f"\nStopped. Continue: `{command('simulate', '--resume', folder)}`")
         # Threads may be deep in a computation; every file is written whole, so just go.
         console.file.flush()
         os._exit(INTERRUPTED)
@@ -87,8 +83,7 @@ def _simulate(
     console.print(render_table(summary))
     console.print(f"Report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
     own = command("simulate", "--set", "corpus.source=jsonl", "--set", "corpus.path=FILE")
-    console.print("Next: open the report, or try your own people:")
-    console.print(f"  {own}", markup=False, soft_wrap=True)
+    say(console, f"Next: open the report, or try your own people: `{own}`")
 
 
 @report.command()
@@ -115,4 +110,4 @@ def _report(
     else:
         console.print(render_table(summary))
     console.print(f"Report: {(run / 'report.html').resolve()}", markup=False, soft_wrap=True)
-    console.print(f"Next: {next_step(read, summary)}", markup=False, soft_wrap=True)
+    say(console, f"Next: {next_step(read, summary)}")

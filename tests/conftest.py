@@ -153,7 +153,7 @@ class Outcome:
     @property
     def text(self) -> str:
         """All that was said, with line breaks of the terminal taken out."""
-        return " ".join((self.out + self.err).split())
+        return " ".join((self.out + self.err).replace("\\\n", "").split())
 
 
 @pytest.fixture

@@ -1,13 +1,20 @@
 """A person's own notes: a folder of text files becomes a private history."""
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from shared.corpus.problems import Skip
 from shared.corpus.user import ProfileItem
 from shared.errors import MesofedError
 
-SUFFIXES = (".txt", ".md")
+MARKDOWN = ".md"
+SUFFIXES = (".txt", MARKDOWN)
+_HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
+_UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ def history_from_folder(folder: Path) -> FolderHistory:
     """Read the ``.txt`` and ``.md`` files in a folder and below, without hidden ones.
 
     Files come oldest first by time of change, then by name. A paragraph ends at an empty line;
-    one without any letter or digit, such as a ruled line, is no paragraph.
+    one without any letter or digit, such as a ruled line, is no paragraph. In ``.md`` files a
+    heading ends the paragraph above it and is left out: it names a text and is none.
 
     Raises
     ------
@@ -55,9 +63,10 @@ def history_from_folder(folder: Path) -> FolderHistory:
         text = _read(path, skipped)
         if text is None:
             continue
-        paragraphs = _paragraphs(text)
+        lines = text.splitlines()
+        paragraphs = _paragraphs(_prose(lines) if path.suffix.lower() == MARKDOWN else lines)
         if not paragraphs:
-            skipped.append(Skip(str(path), "has no text"))
+            skipped.append(Skip(str(path), "has no paragraph"))
         items.extend(
             ProfileItem(f"{name}#{number}", "writing", "", paragraph)
             for number, paragraph in enumerate(paragraphs, start=1)
@@ -85,9 +94,28 @@ def _read(path: Path, skipped: list[Skip]) -> str | None:
     return None
 
 
-def _paragraphs(text: str) -> list[str]:
+def _prose(lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a Markdown text, an empty one for each heading.
+
+    A heading is a line that begins with one to six ``#`` and a space, or a line that stands by
+    itself over a line of ``=`` or ``-`` (CommonMark 0.31, sections 4.2 and 4.3). In fenced code
+    ``#`` begins a comment.
+    """
+    fence, above, underlined = "", "", False
+    for line, below in zip_longest(lines, lines[1:], fillvalue=""):
+        if (found := _FENCE.match(line)) and found[1].startswith(fence):
+            fence = "" if fence else found[1]
+        heading = underlined or (not fence and _HEADING.match(line))
+        underlined = not (heading or fence or above.strip()) and bool(
+            line.strip() and _UNDERLINE.fullmatch(below)
+        )
+        above = "" if heading or underlined else line
+        yield above
+
+
+def _paragraphs(lines: Iterable[str]) -> list[str]:
     paragraphs: list[list[str]] = [[]]
-    for line in text.splitlines():
+    for line in lines:
         if line.strip():
             paragraphs[-1].append(line)
         else:

@@ -144,7 +144,7 @@ def as_json(audit: Audit) -> dict[str, Any]:
     data["passed"], data["failures"] = not audit.failures, list(audit.failures)
     for entry, egress in zip(data["egress"], audit.egress, strict=True):
         entry |= {"passed": egress.passed, "contrast": egress.contrast}
-        entry["missed"] = sorted(egress.missed)
+        entry |= {"sent": len(egress.sent), "missed": sorted(egress.missed)}
     for entry, attacked in zip(data["statistics"], audit.statistics, strict=True):
         entry["passed"] = attacked.passed
     return data

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from shared.cli import FAILED
-from shared.console import output
+from shared.console import output, say
 from shared.interrupt import INTERRUPTED, stopping_in_order
 
 audit = typer.Typer(help="Measure what leaves devices and what can be inferred from it.")
@@ -75,8 +75,7 @@ def _audit(
     console.print(render_audit(found))
     page = write_page(found, folder).resolve()
     console.print(f"\nPage: {page}", soft_wrap=True, highlight=False, markup=False)
-    step = next_step(found, str(folder), said(config, assignments or ()))
-    console.print(f"Next: {step}", soft_wrap=True, highlight=False, markup=False)
+    say(console, f"Next: {next_step(found, str(folder), said(config, assignments or ()))}")
     if found.failures:
         raise typer.Exit(FAILED)
 

@@ -46,7 +46,7 @@ EXPECTED = {
         {"history text", "target", "item id", "user id", "query", "gold", "file name"}
     ),
 }
-"""What has to be found in each contrast."""
+"""What each device of a contrast sends, so that it has to be found."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,20 @@ class Egress:
         return self.federation in EXPECTED
 
     @property
+    def sent(self) -> frozenset[tuple[int, str]]:
+        """Device and kind of each canary that a contrast lets out; none of ours may be."""
+        kinds = EXPECTED.get(self.federation, frozenset())
+        return frozenset((device, kind) for device in range(self.devices) for kind in kinds)
+
+    @property
+    def found(self) -> frozenset[tuple[int, str]]:
+        """Device and kind of each canary that was found, however often."""
+        return frozenset((find.device, find.kind) for find in self.finds)
+
+    @property
     def missed(self) -> frozenset[str]:
-        """Kinds of canary that a contrast let out and the search did not find."""
-        expected = EXPECTED.get(self.federation, frozenset())
-        return expected - {find.kind for find in self.finds}
+        """Kinds of canary that a contrast let out and the search did not find on every device."""
+        return frozenset(kind for _, kind in self.sent - self.found)
 
     @property
     def passed(self) -> bool:

@@ -37,16 +37,18 @@ def _mark(passed: bool) -> Text:
 def _egress(audit: Audit) -> Group:
     table, printed = _table(
         "Egress: canaries found in what left the devices",
-        "every reply, what was logged, and every file of the server's run folder",
+        "every reply, what was logged, and every file of the server's run folder; devices of a "
+        "contrast send some of their canaries on purpose",
     )
     table.add_column("federation", overflow="fold")
-    for heading in ("devices", "searched", "found", "expected", ""):
-        table.add_column(heading, justify="right", no_wrap=heading != "expected")
+    for heading in ("devices", "searched", "canaries", "found", "expected", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
     for egress in audit.egress:
         table.add_row(
             wording.federation(egress),
             str(egress.devices),
             byte_size(sum(egress.searched.values())),
+            wording.searched_for(egress),
             wording.found(egress),
             wording.expected(egress),
             _mark(egress.passed),

@@ -49,15 +49,23 @@ def federation(egress: Egress) -> str:
     return FEDERATIONS[egress.federation]
 
 
+def searched_for(egress: Egress) -> str:
+    """Return how many canaries the devices held, each of them searched for."""
+    return f"{sum(egress.canaries.values()):,}"
+
+
 def found(egress: Egress) -> str:
-    """Return what was found of how many canaries, as ``0 of 130``."""
-    kinds = {(find.device, find.kind) for find in egress.finds}
-    return f"{len(kinds)} of {sum(egress.canaries.values())}"
+    """Return how many canaries were found: of those that a contrast sent, ``6 of 6 sent``."""
+    if not egress.contrast:
+        return f"{len(egress.found):,}"
+    text = f"{len(egress.found & egress.sent):,} of {len(egress.sent):,} sent"
+    more = len(egress.found - egress.sent)
+    return f"{text}, {more:,} more" if more else text
 
 
 def expected(egress: Egress) -> str:
     """Return what has to be found."""
-    return "all that was sent" if egress.contrast else "none"
+    return "all sent" if egress.contrast else "none"
 
 
 def verdict(passed: bool) -> str:
@@ -169,5 +177,5 @@ def next_step(audit: Audit, folder: str, given: Sequence[str]) -> str:
         return f"look up the failed lines in {folder}/audit.json, and do not deploy before"
     if audit.bank_privacy is None:
         again = command("audit", *given, "--set", f"{BANK_BUDGET}=8")
-        return f"see what a private bank costs your people: {again}"
+        return f"see what a private bank costs your people: `{again}`"
     return f"keep {folder}/audit.json beside the release, to compare later ones with it"

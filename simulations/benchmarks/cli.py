@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shared.console import output
+from shared.console import output, say
 from shared.interrupt import INTERRUPTED, stopping_in_order
 from simulations.benchmarks.catalogue import ROWS, chosen
 
@@ -71,6 +71,4 @@ def _bench(
     console.print(render_results(results))
     page = (folder / "benchmark.html").resolve()
     console.print(f"\nPage: {page}", soft_wrap=True, highlight=False)
-    console.print(
-        f"Next: {next_step(results.figures, str(folder))}", soft_wrap=True, highlight=False
-    )
+    say(console, f"Next: {next_step(results.figures, str(folder))}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shared.console import output
+from shared.console import output, say
 from shared.errors import MesofedError
 from shared.interrupt import INTERRUPTED, stopping_in_order
 from shared.program import command
@@ -69,11 +69,7 @@ def _compare(
         with stopping_in_order(), shown(console):
             run(settings, folder)
     except KeyboardInterrupt:
-        console.print(
-            f"\nStopped. Continue: {command('compare', '--resume', folder)}",
-            markup=False,
-            soft_wrap=True,
-        )
+        say(console, f"\nStopped. Continue: `{command('compare', '--resume', folder)}`")
         # Threads may be deep in a computation; every file is written whole, so just go.
         console.file.flush()
         os._exit(INTERRUPTED)
@@ -81,4 +77,4 @@ def _compare(
         console.print()
         console.print(table)
     page = (folder / "report.html").resolve()
-    console.print(f"\nNext: open {page}", markup=False, soft_wrap=True)
+    say(console, f"\nNext: open {page}")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,17 @@ from typing import Any
 
 import pytest
 
-COMMANDS = {"simulate", "report", "device", "release", "data", "models"}
+COMMANDS = {
+    "simulate",
+    "compare",
+    "report",
+    "audit",
+    "bench",
+    "device",
+    "release",
+    "data",
+    "models",
+}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +66,31 @@ def test_an_unknown_command_is_wrong_usage(mesofed: Any) -> None:
     assert "No such command 'simulat'" in done.text
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (("audti",), "audit"),
+        (("simulat",), "simulate"),
+        (("device", "insepct"), "inspect"),
+        (("release", "sho"), "show"),
+    ],
+    ids=str,
+)
+def test_a_misspelt_command_is_told_what_it_may_have_meant(
+    typed: tuple[str, ...], meant: str, mesofed: Any
+) -> None:
+    done = mesofed(*typed)
+    assert done.code == 2
+    assert f"No such command '{typed[-1]}' (did you mean '{meant}'?)." in done.text
+    assert done.text.count("did you mean") == 1
+
+
+def test_a_word_like_no_command_gets_no_suggestion(mesofed: Any) -> None:
+    done = mesofed("xyzzy")
+    assert (done.code, "mean" in done.text) == (2, False)
+    assert "No such command 'xyzzy'." in done.text
+
+
 ASK = (
     "What is the score of the following movie on a scale of 1 to 5? just answer with 1, 2, 3, 4, "
     "or 5 without further explanation. movie: "
@@ -83,7 +119,7 @@ def test_a_sound_file_is_described(mesofed: Any, tmp_path: Path) -> None:
     assert done.code == 0, done.text
     assert "users 3" in done.text
     assert "history items 6" in done.text
-    assert f"--set corpus.source=jsonl --set corpus.path={path}" in done.text
+    assert f"--set corpus.path={path}" in done.text
 
 
 @pytest.mark.parametrize(
@@ -111,10 +147,20 @@ def test_a_bad_line_is_named_with_what_was_expected(
     assert "users 2" in done.text
 
 
-def test_a_missing_file_and_a_wrong_task(mesofed: Any, tmp_path: Path) -> None:
-    done = mesofed("data", "check", tmp_path / "none.jsonl")
-    assert (done.code, "Traceback" in done.text) == (1, False)
-    assert "none.jsonl" in done.text
+def test_of_a_missing_file_nothing_else_is_said(mesofed: Any, tmp_path: Path) -> None:
+    people, missing = tmp_path / "people.jsonl", tmp_path / "none.jsonl"
+    people.write_text(person("ann"), encoding="utf-8")
+    for arguments, said in (
+        ((missing,), f"{missing}: No such file or directory"),
+        ((tmp_path,), f"{tmp_path}: Is a directory"),
+        ((people, "--outputs", missing), f"{missing}: No such file or directory"),
+    ):
+        done = mesofed("data", "check", *arguments)
+        assert (done.code, done.out) == (1, "")
+        assert done.text == f"Error: Cannot read {said}."
+
+
+def test_a_wrong_task(mesofed: Any, tmp_path: Path) -> None:
     path = tmp_path / "people.jsonl"
     path.write_text(person("ann"), encoding="utf-8")
     done = mesofed("data", "check", path, "--task", "no_task")
@@ -159,6 +205,7 @@ def test_problems_that_are_not_shown_are_counted(mesofed: Any, tmp_path: Path) -
 
 
 def test_where_nothing_is_left_skipping_is_no_advice(mesofed: Any, tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("{\n", encoding="utf-8")
     done = mesofed("data", "check", tmp_path / "none.jsonl")
     assert "No usable user is left" in done.text
     assert "bad_input" not in done.text
@@ -204,12 +251,31 @@ def test_what_is_wrong_is_said_before_anything_heavy_is_loaded(arguments: tuple[
     assert done.stdout.splitlines()[-1] == "LOADED []"
 
 
-def test_off_a_terminal_an_error_is_not_wrapped(tmp_path: Path) -> None:
+def test_off_a_terminal_an_error_is_a_hundred_columns_wide_and_paths_stay_whole(
+    tmp_path: Path,
+) -> None:
     long = tmp_path / ("a-long-name-" * 12)
     done = run_cli("report", str(long))
-    (line,) = done.stderr.splitlines()
-    assert str(long) in line
-    assert len(line) > 150
+    lines = done.stderr.splitlines()
+    assert len(lines) > 1
+    assert str(long) in " ".join(lines)
+    assert [line for line in lines if len(line) > 100] == [
+        line for line in lines if str(long) in line
+    ]
+
+
+def test_the_next_command_can_be_copied_whatever_its_width(tmp_path: Path) -> None:
+    path = tmp_path / ("a-long-name-" * 5) / "people.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(person(name) for name in ("ann", "bo", "cy")), encoding="utf-8")
+    done = run_cli("data", "check", str(path))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout[done.stdout.index("Sound. Next:") :].removeprefix("Sound. Next:")
+    words = shlex.split(said.replace("\\\n", ""))
+    assert words[1:] == [
+        "simulate", "--set", "corpus.source=jsonl", "--set", f"corpus.path={path}"
+    ]  # fmt: skip
+    assert all(len(line) <= 100 for line in said.splitlines() if str(path) not in line)
 
 
 def test_every_model_s_note_is_readable(mesofed: Any) -> None:

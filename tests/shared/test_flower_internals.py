@@ -118,6 +118,36 @@ def test_quiet_flower_silences_the_console_and_gives_it_back(
     assert "shown" in output
 
 
+def test_an_error_that_can_be_mended_is_logged_by_its_text_and_any_other_with_its_traceback() -> (
+    None
+):
+    code = (
+        "from logging import ERROR\n"
+        "from flwr.supercore import log\n"
+        "from shared.errors import MesofedError\n"
+        "from shared.flower_internals import plain_errors\n"
+        "plain_errors()\n"
+        "for error in (MesofedError('100 % of 2 are needed.'), ValueError('a bug')):\n"
+        "    try:\n        raise error\n"
+        "    except Exception as raised:\n"
+        # As Flower's ServerApp process does it.
+        "        log(ERROR, '%s raised an exception', 'ServerApp', exc_info=raised)\n"
+        "    print()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        text=True,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    mended, _, bug = done.stdout.partition("are needed.")
+    assert mended.endswith("100 % of 2 ")
+    assert ("Traceback" in mended, "ServerApp raised an exception" in mended) == (False, False)
+    assert "Traceback" in bug
+    assert "ValueError: a bug" in bug
+
+
 def test_engines_switch_telemetry_off_before_flower_reads_it() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in SWITCHES}
     for engine in ("local_grid", "ray_engine"):

@@ -174,6 +174,35 @@ def test_a_round_over_sockets_and_sealed_vaults(
         ask_agent(tmp_path / "nobody.sock", ROUTER_STATISTICS, statistics_request(1))
 
 
+@pytest.mark.slow
+def test_a_run_that_fails_says_why_in_a_line_and_is_a_failed_run(
+    start: Callable[..., Path], tmp_path: Path
+) -> None:
+    port, missing = free_port(), tmp_path / "nowhere.toml"
+    (tmp_path / "flower").mkdir()
+    link = {"address": f"127.0.0.1:{port}", "insecure": True}
+    connections = {"superlink": {"default": "ours", "ours": link}}
+    (tmp_path / "flower" / "config.toml").write_text(tomli_w.dumps(connections))
+    log = start("link", "flower-superlink", "--insecure", "--port", port)
+    wait_until(lambda: reachable(port), log)
+    where = f'run-dir="{tmp_path / "run"}" config="{missing}"'
+    log = start("run", "flwr", "run", ".", "ours", "--stream", "--run-config", where)
+    wait_until(lambda: "Exit Code: 201" in log.read_text(encoding="utf-8"), log)
+    said = log.read_text(encoding="utf-8")
+    assert f"Cannot read the config {missing}: No such file or directory.\n" in said
+    assert "Traceback" not in said
+
+    def listed() -> str:
+        path = start("list", "flwr", "list", "ours", "--format", "json")
+        wait_until(lambda: path.read_text(encoding="utf-8").rstrip().endswith("}"), path)
+        return path.read_text(encoding="utf-8")
+
+    wait_until(lambda: "finished:" in listed(), log)
+    (run,) = json.loads(listed())["runs"]
+    assert run["status"] == "finished:failed"
+    assert f"Cannot read the config {missing}" in run["status-details"]
+
+
 def reachable(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -40,6 +40,11 @@ ARGUMENTS = [
 ]
 
 
+def widest(text: str) -> int:
+    """Return the columns that a text takes, but for lines that are one long path."""
+    return max(len(line) for line in text.splitlines() if " " in line.removeprefix("Page: "))
+
+
 @pytest.fixture
 def audit(mesofed: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     def call(*more: object) -> Any:
@@ -53,10 +58,8 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
     assert outcome.code == 0, outcome.text
     assert "No canary in the" in outcome.text
     assert "Their statistics carry no guarantee of differential privacy" in outcome.text
-    lines = [line for line in outcome.out.splitlines() if not line.startswith(("Page:", "Next:"))]
-    assert max(map(len, lines)) <= 100
-    (step,) = re.findall(r"Next: (.+)", outcome.out)
-    assert step.startswith("keep ")
+    assert widest(outcome.out) <= 100
+    assert "Next: keep " in outcome.out
 
     found = json.loads((tmp_path / "audit" / "audit.json").read_text(encoding="utf-8"))
     assert found["passed"]
@@ -67,6 +70,17 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
         "unguarded",
     ]
     assert [bool(egress["finds"]) for egress in found["egress"]] == [False, True, True]
+    ours, uploads, unguarded = found["egress"]
+    # A device holds seven texts and a LoRA, and what it computes: embedding and trained stack.
+    # Uploads send the last three, errors the texts before there is an embedding or a stack.
+    assert [sum(e["canaries"].values()) for e in found["egress"]] == [10 * ours["devices"], 20, 16]
+    assert (ours["sent"], uploads["sent"], unguarded["sent"]) == (0, 6, 14)
+    rows = re.findall(r"(\d+) +(\d+(?: of \d+ sent)?) +(none|all sent) +✓", outcome.out)
+    assert rows == [
+        (f"{10 * ours['devices']}", "0", "none"),
+        ("20", "6 of 6 sent", "all sent"),
+        ("16", "14 of 14 sent", "all sent"),
+    ]
     plain, noised, summed = found["statistics"]
     assert (plain["accounted"], plain["passed"]) == (None, True)
     assert noised["passed"]
@@ -95,6 +109,7 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
     assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
     assert "http://" not in re.sub(r'xmlns(:\w+)?="[^"]+"', "", page)
     assert "https://" not in page
+    assert "<td>20</td><td>6 of 6 sent</td>" in page
     for attack in found["attacks"]:
         assert f"{attack['auc']:.2f}" in page
     assert "given all else that the release holds" in page
@@ -138,10 +153,9 @@ def test_an_audit_of_noised_statistics_says_what_the_server_sees(
         for text in shown:
             assert "Router statistics of a single device: none to attack." in text
             assert f"Seen instead: mean expert weights {weights}, from the sum." in text
-    lines = [line for line in outcome.out.splitlines() if not line.startswith(("Page:", "Next:"))]
-    assert max(map(len, lines)) <= 100
-    (step,) = re.findall(r"Next: .+: (.+)", outcome.out)
-    program, *words = shlex.split(step)
+    assert widest(outcome.out) <= 100
+    (step,) = re.findall(r"Next: .+:\n((?:.+\n)+)", outcome.out)
+    program, *words = shlex.split(step.replace("\\\n", ""))
     assert program.endswith("mesofed")
     # Everything that was said of what to audit, and not the folder, which is taken.
     mode_said = ["--set", f"privacy.mode={mode}"]

@@ -104,6 +104,9 @@ def test_a_contrast_in_which_nothing_is_found_fails(found: dict[str, Egress]) ->
     silent = replace(uploads, finds=only)
     assert not silent.passed
     assert silent.missed == {"user LoRA"}
+    one = tuple(find for find in uploads.finds if (find.device, find.kind) != (1, "embedding"))
+    assert not replace(uploads, finds=one).passed
+    assert replace(uploads, finds=one).missed == {"embedding"}
     assert not replace(ours, finds=uploads.finds[:1]).passed
     assert not replace(ours, held_back=3).passed
     assert not replace(ours, never_run=ours.faults[:1]).passed
