@@ -196,6 +196,7 @@ def export(
         raise MesofedError(f"Method {method} is the base model alone: there is nothing to export.")
     without = ", without the label prior" if personalised.label_prior else ""
     holds = f"One person's stack by {method}, folded into one LoRA{without}; keep it at home."
+    holds += personalised.examples.note()
     typer.echo(export_adapter(stack, out, opened.base, holds, force))
 
 

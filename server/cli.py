@@ -1,13 +1,16 @@
 """The commands `mesofed release ...`: look at what the server publishes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from shared.console import output, say
 from shared.errors import MesofedError
+
+if TYPE_CHECKING:
+    from shared.release_files import ExamplesEntry
 
 release = typer.Typer(no_args_is_help=True, help="Look at releases, export and sign them.")
 
@@ -43,11 +46,19 @@ def show(folder: ReleaseFolder) -> None:
     table.add_row("population LoRA", f"rank {manifest.ranks.population}")
     table.add_row("group experts", f"{manifest.experts} of rank {manifest.ranks.experts}")
     table.add_row("anchors", f"{manifest.anchors} of rank {manifest.ranks.bank}")
+    table.add_row("own items before", _examples(manifest.examples))
     for name, entry in manifest.files.items():
         table.add_row(name, f"{entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:12]}")
     console = output()
     console.print(verdict, markup=False)
     console.print(table)
+
+
+def _examples(entry: "ExamplesEntry") -> str:
+    if not entry.count:
+        return "no question"
+    items = "1 item" if entry.count == 1 else f"{entry.count} items"
+    return f"{', '.join(entry.tasks)}: {items}, cut to {entry.tokens} tokens"
 
 
 @release.command()
@@ -104,6 +115,7 @@ def export(
             holds += "and means nothing without it."
         else:
             lora = concatenate([unpacked.population, lora])
+    holds += unpacked.examples.note()
     typer.echo(export_adapter(lora, out, base, holds, force))
 
 

@@ -53,6 +53,16 @@ class Examples:
         """Return the examples before a question of a task."""
         return self if task.name in self.tasks else NO_EXAMPLES
 
+    def note(self) -> str:
+        """Return what whoever uses a LoRA elsewhere has to know of its prompts; often nothing."""
+        if not self.count:
+            return ""
+        items = "one own item" if self.count == 1 else f"up to {self.count} own items"
+        return (
+            f" It was trained with {items}, cut to {self.tokens} tokens, before questions of "
+            f"{', '.join(self.tasks)}: put them there too (shared/retrieval.py)."
+        )
+
 
 NO_EXAMPLES = Examples()
 

@@ -1,6 +1,7 @@
 """`mesofed release`: what a release holds, and its parts as PEFT adapters."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from server.signing_keys import signer
 from shared.base_model import BaseModel
 from shared.lora.peft_format import load_peft
+from shared.release_files import write_release_files
+from shared.retrieval import Examples
 from shared.signature import sign_release, verify_signature
 
 
@@ -194,3 +197,23 @@ def test_show_of_a_folder_with_another_folder_in_it(
     shown = mesofed("release", "show", folder)
     assert (shown.code, "Traceback" in shown.text) == (1, False)
     assert "more" in shown.text
+
+
+def test_show_and_export_say_what_stands_before_questions(
+    federation: Any, base: BaseModel, mesofed: Any, tmp_path: Path
+) -> None:
+    release = replace(federation.release(1, base), examples=Examples(2, 48, ("headline",)))
+    folder = tmp_path / "r1"
+    write_release_files(folder, federation.signed(release))
+    shown = mesofed("release", "show", folder)
+    assert "own items before headline: 2 items, cut to 48 tokens" in shown.text
+    plain = mesofed("release", "show", federation.run_dir / "releases" / "r1")
+    assert "own items before no question" in plain.text
+    config = ("--config", federation.run_dir / "config.toml")
+    for source, told in ((folder, True), (federation.run_dir / "releases" / "r1", False)):
+        out = tmp_path / f"adapter-{told}"
+        done = mesofed("release", "export", source, "--part", "population", "--out", out, *config)
+        assert done.code == 0, done.text
+        card = " ".join((out / "README.md").read_text(encoding="utf-8").split())
+        words = "with up to 2 own items, cut to 48 tokens, before questions of headline"
+        assert (words in card) == told
