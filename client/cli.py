@@ -69,7 +69,9 @@ def init(
     if lock == "keyring" or (lock == "auto" and keyring_works()):
         seal = lock_with_keyring(vault)
     else:
-        seal = lock_with_passphrase(vault, _passphrase(passphrase_file, new=True)())
+        chosen = _passphrase(passphrase_file, new=True)()
+        seal = lock_with_passphrase(vault, chosen)
+        _warn_of_a_short_one(chosen, vault)
     home = Vault(vault, seal)
     if server_key:
         home.trust(server_key)
@@ -151,6 +153,7 @@ def start(
         say("Next, beside this process:")
         say("  flower-supernode --superlink SERVER:8000 --root-certificates CA.crt \\")
         say(f"    --node-config 'agent=\"{agent.path}\"'")
+        say("CA.crt is for TLS; with a SuperLink on this machine without it: --insecure instead.")
 
     agent.serve(ready)
     console.print("Stopped.")
@@ -243,7 +246,8 @@ def inspect(
         what = "  (empty: installed)" if not entry["records"] else ""
         say(f"  {entry['time']} {entry['request']} release {entry['release']}{what}")
         if entry["times"] > 1:
-            say(f"      the same {entry['times']:,} times, last at {entry['last']}")
+            often = "twice" if entry["times"] == 2 else f"{entry['times']:,} times"
+            say(f"      sent {often}, the same bytes, last at {entry['last']}")
         for record in entry["records"].values():
             for name, value in record.items():
                 say(f"      {name} {value}")
@@ -265,6 +269,7 @@ def passphrase(
     home = _open_vault(vault, passphrase_file)
     fresh = _passphrase(new_passphrase_file, new=True, variable="")()
     change_passphrase(vault, home.seal, fresh)
+    _warn_of_a_short_one(fresh, vault)
     typer.echo(f"{vault} opens with the new passphrase, and no more with the old one.")
 
 
@@ -383,6 +388,19 @@ def _passphrase(
         return asked
 
     return find
+
+
+def _warn_of_a_short_one(passphrase: str, vault: Path) -> None:
+    from client.lock import AMPLE_PASSPHRASE
+
+    if len(passphrase) < AMPLE_PASSPHRASE:
+        typer.echo(
+            f"Warning: this passphrase has {len(passphrase)} characters, of the "
+            f"{AMPLE_PASSPHRASE} or more that are wise. Whoever copies the vault can try all short "
+            "ones; several words that nobody would put together are best. Change it: "
+            f"{command('device', 'passphrase', vault)}",
+            err=True,
+        )
 
 
 def _socket_folder() -> Path:

@@ -382,6 +382,25 @@ def test_passphrase_changes_what_opens_the_vault(
     assert mesofed("device", "inspect", sealed, "--passphrase-file", fresh).code == 0
 
 
+@pytest.mark.parametrize(("words", "warned"), [("x" * 11, True), ("x" * 12, False)])
+def test_a_short_passphrase_is_taken_with_a_warning(
+    mesofed: Any, texts: Path, tmp_path: Path, quick_lock: None, words: str, warned: bool
+) -> None:
+    file, home = tmp_path / "words", tmp_path / "v"
+    file.write_text(words)
+    init = ("device", "init", home, "--folder", texts, "--lock", "passphrase")
+    made = mesofed(*init, "--passphrase-file", file)
+    change = ("device", "passphrase", home, "--passphrase-file", file)
+    changed = mesofed(*change, "--new-passphrase-file", file)
+    for done in (made, changed):
+        assert done.code == 0, done.text
+        assert ("Warning: this passphrase has 11 characters" in done.err) is warned
+        assert words not in done.text
+    # What is printed for a next command to read is the same either way.
+    assert "Warning" not in made.out
+    assert len(opened(home, words).person().history) == 3
+
+
 def test_forget_erases_all_and_needs_no_passphrase(
     mesofed: Any, sealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +477,8 @@ def test_start_answers_until_it_is_stopped_and_inspect_tells_all_of_it(
     assert (done.code, "Stopped." in done.out) == (0, True)
     assert f"Listening at {path}" in done.out
     assert f"takes the releases of {federation.server_key}" in done.out
+    assert "--root-certificates CA.crt" in done.out
+    assert "without it: --insecure instead" in done.out
     assert not path.exists()
 
     shown = mesofed("device", "inspect", sealed, "--raw")
@@ -557,12 +578,15 @@ def test_inspect_says_how_often_an_answer_was_sent(mesofed: Any, tmp_path: Path)
         home.sent.add(
             {"time": at, "request": "r", "release": 1, "question": "", "content": content}
         )
-    home.sent.add({"time": "09:00", "request": "r", "release": 2, "question": "", "content": ""})
+    for at in ("09:00", "09:01"):
+        home.sent.add({"time": at, "request": "r", "release": 2, "question": "", "content": ""})
+    home.sent.add({"time": "10:00", "request": "r", "release": 3, "question": "", "content": ""})
     done = mesofed("device", "inspect", tmp_path / "vault")
     assert done.code == 0, done.text
-    assert f"Sent: 4 answers, 2 of them repeats, {3 * len(data)} bytes in all" in done.text
-    assert "08:00 r release 1 the same 3 times, last at 08:02" in done.text
-    assert "the same 1" not in done.text
+    assert f"Sent: 6 answers, 3 of them repeats, {3 * len(data)} bytes in all" in done.text
+    assert "08:00 r release 1 sent 3 times, the same bytes, last at 08:02" in done.text
+    assert "sent twice, the same bytes, last at 09:01" in done.text
+    assert done.text.count("the same bytes") == 2
 
 
 def test_without_a_terminal_a_passphrase_is_not_asked_for(
