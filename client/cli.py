@@ -140,14 +140,14 @@ def start(
 
     from client.agent import Agent
 
-    agent = Agent(_device_of(home, settings), path.absolute(), users)
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    agent = Agent(_device_of(home, settings), path.absolute(), users, say)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.stop())
 
     def ready() -> None:
-        say: Callable[[str], None] = lambda text: console.print(  # noqa: E731
-            text, soft_wrap=True, highlight=False, markup=False
-        )
         say(f"Vault {vault}: takes the releases of {trusted}")
         say(f"Listening at {agent.path}")
         say("Next, beside this process:")
@@ -210,15 +210,16 @@ def inspect(
     errors: Annotated[bool, typer.Option(help="Print what went wrong, instead.")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Say what a vault holds, everything that has left the device, and what privacy is left."""
-    from client.agent import error_journal
-    from client.inspection import sent, stored
-    from client.ledger import ledger
+    """Say what a vault holds and whether it is sound, what has left it, and what privacy is left.
+
+    Every file is read. What is damaged is named, with what to do.
+    """
+    from client.agent_errors import error_journal
+    from client.inspection import report
+    from client.soundness import damages
     from shared.config import load_config
-    from shared.privacy import spent
 
     home = _open_vault(vault, passphrase_file)
-    person = home.person()
     console = output()
 
     def say(text: str) -> None:
@@ -228,31 +229,15 @@ def inspect(
         for entry in error_journal(home).entries():
             say(f"{entry['time']} {entry['request']}\n{entry['error']}")
         return
-    say(f"{vault}: {'encrypted' if home.seal.key else 'not encrypted, of a simulation'}")
-    say(f"  {len(person.history)} history items; release {home.installed() or 'none'}")
-    for kind, files, size in stored(home):
-        say(f"  {kind:<20} {files:>5} files {size / 1e6:>9.3f} MB")
-    budget, costs = load_config(_config_of(home, config)).privacy, ledger(home)
-    if costs or budget.mode != "off":
-        say(
-            f"Privacy: epsilon {spent(costs, budget.delta):.3f} of {budget.epsilon:g} is spent, at "
-            f"delta {budget.delta:g}, by {len(costs)} answers with noise"
+    budget = load_config(_config_of(home, config)).privacy
+    found = damages(home)
+    for line in report(home, found, budget, raw):
+        say(line)
+    if found:
+        parts = ", ".join(dict.fromkeys(damage.part for damage in found))
+        raise MesofedError(
+            f"Expected a sound vault; damaged: {parts}. What to do is said above, at each."
         )
-    entries = list(sent(home))
-    total = sum(e["times"] for e in entries)
-    size = sum(len(e["bytes"]) * e["times"] for e in entries)
-    say(f"Sent: {total:,} answers, {total - len(entries):,} of them repeats, {size:,} bytes in all")
-    for entry in entries:
-        what = "  (empty: installed)" if not entry["records"] else ""
-        say(f"  {entry['time']} {entry['request']} release {entry['release']}{what}")
-        if entry["times"] > 1:
-            often = "twice" if entry["times"] == 2 else f"{entry['times']:,} times"
-            say(f"      sent {often}, the same bytes, last at {entry['last']}")
-        for record in entry["records"].values():
-            for name, value in record.items():
-                say(f"      {name} {value}")
-        if raw:
-            say(f"      {entry['bytes'].hex()}")
 
 
 @device.command()
@@ -325,12 +310,11 @@ def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
 def _personalised(home: "Vault", config: Path | None) -> "Device":
     """Return the device of a vault that holds a release for the settings in use."""
     from shared.config import load_config
-    from shared.release_files import verify_files
 
     home.person()
     found = _config_of(home, config)
     settings = load_config(found)
-    verify_files(home.release_files())
+    home.whole_release()
     opened = _device_of(home, settings)
     try:
         opened.release()

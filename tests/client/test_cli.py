@@ -477,6 +477,8 @@ def test_start_answers_until_it_is_stopped_and_inspect_tells_all_of_it(
     assert (done.code, "Stopped." in done.out) == (0, True)
     assert f"Listening at {path}" in done.out
     assert f"takes the releases of {federation.server_key}" in done.out
+    assert f"Installed release 1, signed with {federation.server_key}\n" in done.out
+    assert "Sent the statistics of release 1\n" in done.out
     assert "--root-certificates CA.crt" in done.out
     assert "without it: --insecure instead" in done.out
     assert not path.exists()

@@ -193,7 +193,8 @@ def test_a_device_whose_vault_lost_its_release_says_so_and_takes_it_again(
         shutil.rmtree(folder)
     else:
         (folder / lost).unlink()
-    with pytest.raises(MesofedError, match="Fetch the release again"):
+    said = rf"Expected releases/r2/{lost or 'manifest.json'} in the vault; it is missing"
+    with pytest.raises(MesofedError, match=said):
         device.statistics()
     with pytest.raises(MesofedError, match="newer than 2, or the very same"):
         device.install(federation.release_files(1))
