@@ -26,6 +26,7 @@ from client.agent_errors import log_error
 from client.boundary import answer
 from client.device import Device
 from client.soundness import damages
+from client.traces import is_left, remember_socket
 from client.vault import Vault
 from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes, content_to_bytes
@@ -90,6 +91,7 @@ class Agent:
         """
         with owned(self.device.vault), self._listening() as listener:
             self._check_vault()
+            remember_socket(self.device.vault.folder, self.path)
             self.device.prepare()
             threading.Thread(target=self._personalise, name="personalise", daemon=True).start()
             self._work.set()  # what a release before a restart has left undone
@@ -122,7 +124,8 @@ class Agent:
     def _listening(self) -> Iterator[socket.socket]:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _remove_left_socket(self.path)
+            if is_left(self.path):  # nothing else is ours to take away
+                self.path.unlink()
             # Owner-only from the first moment on; others are let in by name, and then checked.
             before = os.umask(0o177)
             try:
@@ -202,18 +205,6 @@ class Agent:
                     self.device.personalise()
             except Exception as error:
                 log_error(self.device.vault, "personalise", error)
-
-
-def _remove_left_socket(path: Path) -> None:
-    """Take away the socket of an agent that was killed; nothing else is ours to take away."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
 
 
 def _records(data: bytes) -> RecordDict:

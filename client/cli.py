@@ -135,7 +135,7 @@ def start(
             "Expected --socket with --allow-user: another user cannot enter this user's own folder "
             "of sockets. Name a place that both may enter, such as /run/mesofed/NAME.sock."
         )
-    path = socket or _socket_folder() / f"{vault.resolve().name}.sock"
+    path = socket or _socket_of(vault)
     console = output()
 
     from client.agent import Agent
@@ -263,10 +263,11 @@ def forget(
     vault: VaultFolder,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Erase a vault: its key first, then every file."""
+    """Erase a vault, its key first, then every file; and what its device has left outside."""
     from client.agent import owned
     from client.inspection import erase
     from client.lock import LOCK, PERSON
+    from client.traces import erase_traces
     from client.vault import Vault
 
     if not any((vault / name).exists() for name in (LOCK, PERSON)):
@@ -275,9 +276,19 @@ def forget(
         raise MesofedError("Nothing was erased.")
     said = _erased(vault)
     with owned(Vault(vault)):
+        # First, for the vault knows where they are, and a kill must leave one that can be erased.
+        gone, kept = erase_traces(vault)
         files, size = erase(vault)
     typer.echo(f"{vault} is gone: {files} files, {size:,} bytes.")
+    for path in gone:
+        typer.echo(f"Outside of it, {path} is gone too.")
     typer.echo(said)
+    typer.echo("What was exported from it, and the texts it was made of, are where you put them.")
+    if kept:
+        raise MesofedError(
+            f"Expected to remove what lies outside of {vault}; could not: {'; '.join(kept)}. "
+            "Remove it as the user who owns it."
+        )
 
 
 def _erased(vault: Path) -> str:
@@ -285,7 +296,10 @@ def _erased(vault: Path) -> str:
     from client.lock import LOCK, read_lock
 
     if not (vault / LOCK).exists():
-        return "It was not encrypted: copies made elsewhere can be read as before."
+        return (
+            "It was not encrypted: copies made elsewhere can be read as before, and so can what "
+            "its run keeps of this person's answers (results/)."
+        )
     try:
         kind = read_lock(vault).kind
     except MesofedError:
@@ -387,13 +401,14 @@ def _warn_of_a_short_one(passphrase: str, vault: Path) -> None:
         )
 
 
-def _socket_folder() -> Path:
-    """Return a folder that only this user may enter."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime) / "mesofed" if runtime else Path.home() / ".mesofed" / "sockets"
+def _socket_of(vault: Path) -> Path:
+    """Return a vault's place to listen at, in a folder that only this user may enter."""
+    from client.traces import socket_folders, socket_name
+
+    folder = socket_folders()[0]
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    return folder
+    return folder / socket_name(vault)
 
 
 def _user_id(name: str) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
 
+from client.traces import log_beside
 from shared.protocol import (
     REASONS,
     Refusal,
@@ -49,7 +50,7 @@ def error_log(context: Context) -> Path:
     """Return the log of what went wrong here; it lies beside the agent's socket or the vault."""
     agent = context.node_config.get("agent")
     place = Path(str(agent)).expanduser() if agent else vault_folder(context)
-    return place.with_name(f"{place.name}.errors.log")
+    return log_beside(place)
 
 
 def _allowed(reply: object, message: Message, release: int) -> Message:

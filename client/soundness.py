@@ -27,6 +27,7 @@ from client.ledger import ledger
 from client.lock import LOCK, PERSON, read_lock
 from client.seal import DamagedError
 from client.sent import END, JOURNAL, REPEATS
+from client.traces import SOCKETS, remembered_sockets
 from client.vault import Vault, read_tensors
 from client.vault_parts import (
     EMBEDDING,
@@ -233,6 +234,15 @@ def _errors(vault: Vault) -> Iterator[MesofedError]:
     yield from _failing(error_journal(vault).entries)
 
 
+def _sockets(vault: Vault) -> Iterator[MesofedError]:
+    if (vault.folder / SOCKETS).exists() and not remembered_sockets(vault.folder):
+        yield DamagedError(
+            f"Expected the places where the agent has listened in {SOCKETS} of the vault; it "
+            "cannot be read. `mesofed device start` begins it anew; what an agent has left at a "
+            "place of its own, `mesofed device forget` does not find any more."
+        )
+
+
 CHECKS: dict[str, Callable[[Vault], Iterator[MesofedError]]] = {
     LOCK: _lock,
     PERSON: _person,
@@ -246,6 +256,7 @@ CHECKS: dict[str, Callable[[Vault], Iterator[MesofedError]]] = {
     JOURNAL: _journal,
     LEDGER: _ledger,
     ERRORS: _errors,
+    SOCKETS: _sockets,
 }
 """The parts of a vault, by the file or folder that they lie in, and what finds their damages."""
 

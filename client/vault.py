@@ -11,11 +11,13 @@
     journal.end, repeats/7.json  how far it goes; how often the answer in record 7 was given
     statistics/r1.json           the router statistics of a release, before any noise
     sessions/r1.json             the secrets of a secure sum, while it lasts
+    errors                       what went wrong
+    sockets.json                 where the agent has listened
 
-Every file but the lock is sealed with the vault's key. Files are written to a temporary name and
-renamed, so a crash leaves the former state; the journal grows by whole records. What a failing
-disk takes all the same counts as missing where it can be made again: by installing the same
-release, or the next one. Whether a part is sound, :mod:`client.soundness` tells.
+Every file but the lock and the last is sealed with the vault's key. Files are written to a
+temporary name and renamed, so a crash leaves the former state; the journal grows by whole records.
+What a failing disk takes all the same counts as missing where it can be made again: by installing
+the same release, or the next one. Whether a part is sound, :mod:`client.soundness` tells.
 """
 
 import contextlib

@@ -20,6 +20,7 @@ from client.boundary import answer
 from client.device import Device
 from client.seal import Seal
 from client.soundness import CHECKS, LEDGER, damages, part_of
+from client.traces import SOCKETS, remember_socket
 from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.errors import MesofedError
@@ -84,6 +85,7 @@ def whole(federation: Any, base: BaseModel, tmp_path_factory: pytest.TempPathFac
     vault.sent.add({**asked, "ledger": cost.to_json()})
     vault.save_session(2, DeviceSession(Session(7, 2, bytes(32), 1.0), bytes(32)).to_bytes())
     log_error(vault, "x", ValueError("y"))
+    remember_socket(vault.folder, Path("/run/mesofed/me.sock"))
     return vault.folder
 
 
@@ -231,6 +233,17 @@ def test_what_opens_and_is_not_what_it_should_be_is_damage(lived: Vault) -> None
         assert first.part == part_of(name.partition("/")[0])
         (lived.folder / name).write_bytes(before)
     assert damages(lived) == ()
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"{}", b"[1]", b"\xff"])
+def test_places_that_cannot_be_read_are_damage_and_begun_anew(lived: Vault, data: bytes) -> None:
+    (lived.folder / SOCKETS).write_bytes(data)
+    (found,) = damages(lived)
+    assert (found.part, found.stops) == (SOCKETS, False)
+    assert f"in {SOCKETS} of the vault; it cannot be read" in found.text
+    remember_socket(lived.folder, Path("/run/b.sock"))
+    assert damages(lived) == ()
+    assert json.loads((lived.folder / SOCKETS).read_bytes()) == ["/run/b.sock"]
 
 
 def test_numbers_of_a_private_lora_that_are_not_finite_are_damage(lived: Vault) -> None:
