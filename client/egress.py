@@ -14,7 +14,6 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
 
-from client.traces import log_beside
 from shared.protocol import (
     REASONS,
     Refusal,
@@ -51,6 +50,11 @@ def error_log(context: Context) -> Path:
     agent = context.node_config.get("agent")
     place = Path(str(agent)).expanduser() if agent else vault_folder(context)
     return log_beside(place)
+
+
+def log_beside(place: Path) -> Path:
+    """Return the log of what goes wrong beside a socket, or beside the vault of a simulation."""
+    return place.with_name(f"{place.name}.errors.log")
 
 
 def _allowed(reply: object, message: Message, release: int) -> Message:

@@ -13,15 +13,11 @@ import os
 import socket
 from pathlib import Path
 
+from client.egress import log_beside
 from client.lock import LOCK
 from shared.atomic_file import write_bytes
 
 SOCKETS = "sockets.json"
-
-
-def log_beside(place: Path) -> Path:
-    """Return the log of what goes wrong beside a socket, or beside the vault of a simulation."""
-    return place.with_name(f"{place.name}.errors.log")
 
 
 def socket_folders() -> tuple[Path, ...]:

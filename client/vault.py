@@ -88,6 +88,8 @@ class Vault:
 
     def move_in(self, user: User) -> None:
         """Store a person's history and queries."""
+        # First, for the person makes it a vault, and no vault is without a record of what it sent.
+        self.sent.begin()
         self._write(PERSON, dump_users([user]))
 
     def person(self) -> User:

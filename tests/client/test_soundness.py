@@ -187,6 +187,12 @@ def test_what_is_missing_is_damage_where_it_has_to_be_there(lived: Vault) -> Non
         assert name in first.text
         (lived.folder / name).write_bytes(kept)
     assert damages(lived) == ()
+    for name in ("journal", "journal.end", "repeats"):
+        (lived.folder / name).rename(lived.folder.parent / name)
+    stopped = [(damage.part, damage.stops) for damage in damages(replace(lived))]
+    assert stopped == [("journal", True), (LEDGER, True)]
+    for name in ("journal", "journal.end", "repeats"):
+        (lived.folder.parent / name).rename(lived.folder / name)
     shutil.rmtree(lived.folder / "embedding")  # it is computed again
     assert damages(lived) == ()
 

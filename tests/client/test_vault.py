@@ -302,8 +302,9 @@ def test_every_file_is_written_atomically(vault: Vault, monkeypatch: pytest.Monk
     assert written == set(named)
     # What makes a release complete, and then the current one, goes last.
     order = [Path(name).name for name in named]
-    assert order[2:5] == ["population.safetensors", "manifest.json", "installed.json"]
-    assert len(written) == 9
+    assert order[:2] == ["journal.end", "person.jsonl"]  # and what makes it a vault
+    assert order[3:6] == ["population.safetensors", "manifest.json", "installed.json"]
+    assert len(written) == 10
     assert client.vault.write_bytes is atomic_file.write_bytes
 
 
