@@ -397,7 +397,8 @@ def test_a_short_passphrase_is_taken_with_a_warning(
     changed = mesofed(*change, "--new-passphrase-file", file)
     for done in (made, changed):
         assert done.code == 0, done.text
-        assert ("Warning: this passphrase has 11 characters" in done.err) is warned
+        assert ("Warning: this passphrase has" in done.err) is warned
+        assert ("has 11 characters, of the 12 or more" in done.err) is warned
         assert words not in done.text
     # What is printed for a next command to read is the same either way.
     assert "Warning" not in made.out
