@@ -14,30 +14,45 @@ import os
 import socket
 import struct
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import RecordDict
 
 from client.agent_call import FrameError, receive_frame, send_frame
+from client.agent_errors import log_error
 from client.boundary import answer
 from client.device import Device
-from client.journal import Journal
+from client.soundness import damages
+from client.traces import is_left, remember_socket
 from client.vault import Vault
 from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes, content_to_bytes
-from shared.protocol import INSTALL_RELEASE, ProtocolError, Refusal, refusal_of
+from shared.protocol import (
+    INSTALL_RELEASE,
+    NOISED_STATISTICS,
+    ROUTER_STATISTICS,
+    ProtocolError,
+    Refusal,
+    read_round,
+    refusal_of,
+)
+from shared.secure_aggregation.messages import MASKED
 
 CONNECTIONS = 4
 """Served at once: each may hold a release in memory."""
 READ_SECONDS = 30.0
 """For a whole call to arrive; so nobody can hold a turn for ever."""
 _GLANCE_SECONDS = 0.25
-_MOST_ERRORS_BYTES = 1 << 20
+_LINES = {
+    INSTALL_RELEASE: "Installed release {release}, signed with {key}",
+    ROUTER_STATISTICS: "Sent the statistics of release {release}",
+    NOISED_STATISTICS: "Sent the statistics of release {release}, with noise",
+    MASKED: "Sent the statistics of release {release}, with noise and under masks",
+}
+"""What the agent says of its answers."""
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -52,11 +67,15 @@ class Agent:
         The socket; its folder has to be there.
     users : frozenset of int
         User ids that may ask, this process's own among them.
+    say : callable
+        Takes a line for whoever runs the agent; nothing private is in it.
     """
 
     device: Device
     path: Path
     users: frozenset[int] = field(default_factory=lambda: frozenset({os.getuid()}))
+    say: Callable[[str], None] = lambda text: None
+    _told: set[tuple[str, int]] = field(default_factory=set)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _work: threading.Event = field(default_factory=threading.Event)
     _turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(CONNECTIONS))
@@ -67,9 +86,12 @@ class Agent:
         Raises
         ------
         MesofedError
-            If another agent has the vault, or the socket cannot be made.
+            If another agent has the vault, the socket cannot be made, or something in the vault
+            is damaged without which the device must not answer.
         """
         with owned(self.device.vault), self._listening() as listener:
+            self._check_vault()
+            remember_socket(self.device.vault.folder, self.path)
             self.device.prepare()
             threading.Thread(target=self._personalise, name="personalise", daemon=True).start()
             self._work.set()  # what a release before a restart has left undone
@@ -89,11 +111,21 @@ class Agent:
         self._stopped.set()
         self._work.set()
 
+    def _check_vault(self) -> None:
+        """Refuse to serve without what an answer rests on; say what else is damaged."""
+        found = damages(self.device.vault)
+        stopping = [damage.text for damage in found if damage.stops]
+        if stopping:
+            raise MesofedError("\n".join(stopping))
+        for damage in found:
+            self.say(f"Damaged: {damage.text}")
+
     @contextmanager
     def _listening(self) -> Iterator[socket.socket]:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _remove_left_socket(self.path)
+            if is_left(self.path):  # nothing else is ours to take away
+                self.path.unlink()
             # Owner-only from the first moment on; others are let in by name, and then checked.
             before = os.umask(0o177)
             try:
@@ -150,7 +182,18 @@ class Agent:
             return {"code": int(refusal_of(error))}, b""
         if request == INSTALL_RELEASE:
             self._work.set()
+        # A line that cannot be written holds up no answer.
+        with contextlib.suppress(Exception, SystemExit):
+            self._tell(request, read_round(content))
         return {"code": 0}, content_to_bytes(reply)
+
+    def _tell(self, request: str, release: int) -> None:
+        """Say once what an answer was; nobody fills a log by asking again."""
+        if request not in _LINES or (request, release) in self._told:
+            return
+        self._told.add((request, release))
+        # The server's key may have changed with this release.
+        self.say(_LINES[request].format(release=release, key=self.device.vault.trusted()))
 
     def _personalise(self) -> None:
         """Train for the installed release whenever there is a new one."""
@@ -162,18 +205,6 @@ class Agent:
                     self.device.personalise()
             except Exception as error:
                 log_error(self.device.vault, "personalise", error)
-
-
-def _remove_left_socket(path: Path) -> None:
-    """Take away the socket of an agent that was killed; nothing else is ours to take away."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
 
 
 def _records(data: bytes) -> RecordDict:
@@ -214,23 +245,3 @@ def peer_user(connection: socket.socket) -> int:
         return os.getuid()
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(data)[1])
-
-
-def error_journal(vault: Vault) -> Journal:
-    """Return the record of what went wrong; it may hold private texts and stays in the vault."""
-    return Journal(vault.folder / "errors", vault.seal)
-
-
-def log_error(vault: Vault, request: str, error: BaseException) -> None:
-    """Record what went wrong; a record that cannot be written changes nothing."""
-    journal = error_journal(vault)
-    with contextlib.suppress(Exception):
-        if journal.path.exists() and journal.path.stat().st_size > _MOST_ERRORS_BYTES:
-            journal.path.unlink()
-        journal.append(
-            {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "request": request,
-                "error": "".join(traceback.format_exception(error))[-20_000:],
-            }
-        )

@@ -69,7 +69,9 @@ def init(
     if lock == "keyring" or (lock == "auto" and keyring_works()):
         seal = lock_with_keyring(vault)
     else:
-        seal = lock_with_passphrase(vault, _passphrase(passphrase_file, new=True)())
+        chosen = _passphrase(passphrase_file, new=True)()
+        seal = lock_with_passphrase(vault, chosen)
+        _warn_of_a_short_one(chosen, vault)
     home = Vault(vault, seal)
     if server_key:
         home.trust(server_key)
@@ -133,24 +135,25 @@ def start(
             "Expected --socket with --allow-user: another user cannot enter this user's own folder "
             "of sockets. Name a place that both may enter, such as /run/mesofed/NAME.sock."
         )
-    path = socket or _socket_folder() / f"{vault.resolve().name}.sock"
+    path = socket or _socket_of(vault)
     console = output()
 
     from client.agent import Agent
 
-    agent = Agent(_device_of(home, settings), path.absolute(), users)
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    agent = Agent(_device_of(home, settings), path.absolute(), users, say)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.stop())
 
     def ready() -> None:
-        say: Callable[[str], None] = lambda text: console.print(  # noqa: E731
-            text, soft_wrap=True, highlight=False, markup=False
-        )
         say(f"Vault {vault}: takes the releases of {trusted}")
         say(f"Listening at {agent.path}")
         say("Next, beside this process:")
         say("  flower-supernode --superlink SERVER:8000 --root-certificates CA.crt \\")
         say(f"    --node-config 'agent=\"{agent.path}\"'")
+        say("CA.crt is for TLS; with a SuperLink on this machine without it: --insecure instead.")
 
     agent.serve(ready)
     console.print("Stopped.")
@@ -208,15 +211,16 @@ def inspect(
     errors: Annotated[bool, typer.Option(help="Print what went wrong, instead.")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Say what a vault holds, everything that has left the device, and what privacy is left."""
-    from client.agent import error_journal
-    from client.inspection import sent, stored
-    from client.ledger import ledger
+    """Say what a vault holds and whether it is sound, what has left it, and what privacy is left.
+
+    Every file is read. What is damaged is named, with what to do.
+    """
+    from client.agent_errors import error_journal
+    from client.inspection import report
+    from client.soundness import damages
     from shared.config import load_config
-    from shared.privacy import spent
 
     home = _open_vault(vault, passphrase_file)
-    person = home.person()
     console = output()
 
     def say(text: str) -> None:
@@ -226,30 +230,15 @@ def inspect(
         for entry in error_journal(home).entries():
             say(f"{entry['time']} {entry['request']}\n{entry['error']}")
         return
-    say(f"{vault}: {'encrypted' if home.seal.key else 'not encrypted, of a simulation'}")
-    say(f"  {len(person.history)} history items; release {home.installed() or 'none'}")
-    for kind, files, size in stored(home):
-        say(f"  {kind:<20} {files:>5} files {size / 1e6:>9.3f} MB")
-    budget, costs = load_config(_config_of(home, config)).privacy, ledger(home)
-    if costs or budget.mode != "off":
-        say(
-            f"Privacy: epsilon {spent(costs, budget.delta):.3f} of {budget.epsilon:g} is spent, at "
-            f"delta {budget.delta:g}, by {len(costs)} answers with noise"
+    budget = load_config(_config_of(home, config)).privacy
+    found = damages(home)
+    for line in report(home, found, budget, raw):
+        say(line)
+    if found:
+        parts = ", ".join(dict.fromkeys(damage.part for damage in found))
+        raise MesofedError(
+            f"Expected a sound vault; damaged: {parts}. What to do is said above, at each."
         )
-    entries = list(sent(home))
-    total = sum(e["times"] for e in entries)
-    size = sum(len(e["bytes"]) * e["times"] for e in entries)
-    say(f"Sent: {total:,} answers, {total - len(entries):,} of them repeats, {size:,} bytes in all")
-    for entry in entries:
-        what = "  (empty: installed)" if not entry["records"] else ""
-        say(f"  {entry['time']} {entry['request']} release {entry['release']}{what}")
-        if entry["times"] > 1:
-            say(f"      the same {entry['times']:,} times, last at {entry['last']}")
-        for record in entry["records"].values():
-            for name, value in record.items():
-                say(f"      {name} {value}")
-        if raw:
-            say(f"      {entry['bytes'].hex()}")
 
 
 @device.command()
@@ -266,6 +255,7 @@ def passphrase(
     home = _open_vault(vault, passphrase_file)
     fresh = _passphrase(new_passphrase_file, new=True, variable="")()
     change_passphrase(vault, home.seal, fresh)
+    _warn_of_a_short_one(fresh, vault)
     typer.echo(f"{vault} opens with the new passphrase, and no more with the old one.")
 
 
@@ -274,10 +264,11 @@ def forget(
     vault: VaultFolder,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Erase a vault: its key first, then every file."""
+    """Erase a vault, its key first, then every file; and what its device has left outside."""
     from client.agent import owned
     from client.inspection import erase
     from client.lock import LOCK, PERSON
+    from client.traces import erase_traces
     from client.vault import Vault
 
     if not any((vault / name).exists() for name in (LOCK, PERSON)):
@@ -286,9 +277,19 @@ def forget(
         raise MesofedError("Nothing was erased.")
     said = _erased(vault)
     with owned(Vault(vault)):
+        # First, for the vault knows where they are, and a kill must leave one that can be erased.
+        gone, kept = erase_traces(vault)
         files, size = erase(vault)
     typer.echo(f"{vault} is gone: {files} files, {size:,} bytes.")
+    for path in gone:
+        typer.echo(f"Outside of it, {path} is gone too.")
     typer.echo(said)
+    typer.echo("What was exported from it, and the texts it was made of, are where you put them.")
+    if kept:
+        raise MesofedError(
+            f"Expected to remove what lies outside of {vault}; could not: {'; '.join(kept)}. "
+            "Remove it as the user who owns it."
+        )
 
 
 def _erased(vault: Path) -> str:
@@ -296,7 +297,10 @@ def _erased(vault: Path) -> str:
     from client.lock import LOCK, read_lock
 
     if not (vault / LOCK).exists():
-        return "It was not encrypted: copies made elsewhere can be read as before."
+        return (
+            "It was not encrypted: copies made elsewhere can be read as before, and so can what "
+            "its run keeps of this person's answers (results/)."
+        )
     try:
         kind = read_lock(vault).kind
     except MesofedError:
@@ -321,12 +325,11 @@ def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
 def _personalised(home: "Vault", config: Path | None) -> "Device":
     """Return the device of a vault that holds a release for the settings in use."""
     from shared.config import load_config
-    from shared.release_files import verify_files
 
     home.person()
     found = _config_of(home, config)
     settings = load_config(found)
-    verify_files(home.release_files())
+    home.whole_release()
     opened = _device_of(home, settings)
     try:
         opened.release()
@@ -386,13 +389,27 @@ def _passphrase(
     return find
 
 
-def _socket_folder() -> Path:
-    """Return a folder that only this user may enter."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime) / "mesofed" if runtime else Path.home() / ".mesofed" / "sockets"
+def _warn_of_a_short_one(passphrase: str, vault: Path) -> None:
+    from client.lock import AMPLE_PASSPHRASE
+
+    if len(passphrase) < AMPLE_PASSPHRASE:
+        typer.echo(
+            f"Warning: this passphrase has {len(passphrase)} characters, of the "
+            f"{AMPLE_PASSPHRASE} or more that are wise. Whoever copies the vault can try all short "
+            "ones; several words that nobody would put together are best. Change it: "
+            f"{command('device', 'passphrase', vault)}",
+            err=True,
+        )
+
+
+def _socket_of(vault: Path) -> Path:
+    """Return a vault's place to listen at, in a folder that only this user may enter."""
+    from client.traces import socket_folders, socket_name
+
+    folder = socket_folders()[0]
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    return folder
+    return folder / socket_name(vault)
 
 
 def _user_id(name: str) -> int:

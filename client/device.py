@@ -122,7 +122,7 @@ class Device:
         return compute(
             lambda: (
                 _held(self.vault.manifest(), self.base)
-                or _unpacked(self.vault.release_files(), self.base)
+                or _unpacked(self.vault.whole_release(), self.base)
             )
         )
 
@@ -139,7 +139,8 @@ class Device:
         Raises
         ------
         MesofedError
-            If the method is not declared or has not been trained on this device.
+            If the method is not declared or has not been trained on this device, or what it has
+            trained is damaged.
         """
         if method not in METHODS:
             raise MesofedError(f"Expected one of {', '.join(METHODS)}; got method {method!r}.")
@@ -149,15 +150,9 @@ class Device:
             return start
         found = self._trained(release.version, method)
         if found is None:
-            other = self.vault.load_private(release.version, method) is not None
             raise MesofedError(
                 f"Expected {method} to be trained for release {release.version} on this device; "
-                + (
-                    "it is, but under other settings (private.*, adapt, base.* or seed). Name the "
-                    "file with the settings that it was trained with: --config FILE."
-                    if other
-                    else f"it is not. Trained are: {', '.join(self.methods)}."
-                )
+                f"{self._untrained(release.version, method)}"
             )
         tensors, log = found
         weights = tensors.pop("weights")
@@ -236,6 +231,26 @@ class Device:
         if found is None or found[1].get("settings") != self.settings_of(method):
             return None
         return found
+
+    def _untrained(self, version: int, method: str) -> str:
+        """Say why there is nothing that a method has trained, and what to do.
+
+        Raises
+        ------
+        DamagedError
+            If there is, and it is damaged.
+        """
+        if self.vault.read_private(version, method) is not None:
+            return (
+                "it is, but under other settings (private.*, adapt, base.* or seed). Name the file "
+                "with the settings that it was trained with: --config FILE."
+            )
+        if method in self.methods:
+            return "it is not yet. `mesofed device start` trains it."
+        return (
+            f"it is not. The settings name {', '.join(self.methods)}: ask for one of these, or add "
+            f"{method} to `methods` and start the agent again."
+        )
 
     @property
     def _eyes(self) -> str:

@@ -49,6 +49,11 @@ def error_log(context: Context) -> Path:
     """Return the log of what went wrong here; it lies beside the agent's socket or the vault."""
     agent = context.node_config.get("agent")
     place = Path(str(agent)).expanduser() if agent else vault_folder(context)
+    return log_beside(place)
+
+
+def log_beside(place: Path) -> Path:
+    """Return the log of what goes wrong beside a socket, or beside the vault of a simulation."""
     return place.with_name(f"{place.name}.errors.log")
 
 

@@ -1,16 +1,22 @@
-"""What a vault holds and what has left the device, in words that its owner can check."""
+"""What a vault holds, whether it is sound and what has left it, in words its owner can check."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flwr.app import RecordDict
 
+from client.ledger import ledger
 from client.lock import PERSON, forget_key
+from client.sent import JOURNAL
+from client.soundness import LEDGER, Damage, part_of
 from client.vault import Vault
+from client.vault_parts import INSTALLED
+from shared.config import PrivacyConfig
 from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes
+from shared.privacy import spent
 
 
 def stored(vault: Vault) -> list[tuple[str, int, int]]:
@@ -41,6 +47,59 @@ def sent(vault: Vault) -> Iterator[dict[str, Any]]:
             "bytes": data,
             "records": _plain(content_from_bytes(data)),
         }
+
+
+def report(
+    vault: Vault, found: Sequence[Damage], budget: PrivacyConfig, raw: bool = False
+) -> Iterator[str]:
+    """Yield the lines that tell a vault's owner what is in it, is damaged, was spent and was sent.
+
+    Parameters
+    ----------
+    found : sequence of Damage
+        What is damaged, by :func:`client.soundness.damages`.
+    raw : bool
+        Whether to add the very bytes of each answer.
+    """
+    damaged = {damage.part for damage in found}
+    yield f"{vault.folder}: {'encrypted' if vault.seal.key else 'not encrypted, of a simulation'}"
+    items = "damaged" if PERSON in damaged else len(vault.person().history)
+    release = "damaged" if INSTALLED in damaged else vault.installed() or "none"
+    yield f"  {items} history items; release {release}"
+    for kind, files, size in stored(vault):
+        part = part_of(kind)
+        state = "unknown" if part is None else "damaged" if part in damaged else "sound"
+        yield f"  {kind:<20} {files:>5} files {size / 1e6:>9.3f} MB  {state}"
+    yield f"  {LEDGER:<20} {'in the journal':>24}  {'damaged' if LEDGER in damaged else 'sound'}"
+    for damage in found:
+        yield f"Damaged: {damage.text}"
+    if LEDGER not in damaged:
+        costs = ledger(vault)
+        if costs or budget.mode != "off":
+            yield (
+                f"Privacy: epsilon {spent(costs, budget.delta):.3f} of {budget.epsilon:g} is "
+                f"spent, at delta {budget.delta:g}, by {len(costs)} answers with noise"
+            )
+    if JOURNAL not in damaged:
+        yield from _told(list(sent(vault)), raw)
+
+
+def _told(entries: Sequence[Mapping[str, Any]], raw: bool) -> Iterator[str]:
+    total = sum(e["times"] for e in entries)
+    size = sum(len(e["bytes"]) * e["times"] for e in entries)
+    again = total - len(entries)
+    yield f"Sent: {total:,} answers, {again:,} of them repeats, {size:,} bytes in all"
+    for entry in entries:
+        what = "  (empty: installed)" if not entry["records"] else ""
+        yield f"  {entry['time']} {entry['request']} release {entry['release']}{what}"
+        if entry["times"] > 1:
+            often = "twice" if entry["times"] == 2 else f"{entry['times']:,} times"
+            yield f"      sent {often}, the same bytes, last at {entry['last']}"
+        for record in entry["records"].values():
+            for name, value in record.items():
+                yield f"      {name} {value}"
+        if raw:
+            yield f"      {entry['bytes'].hex()}"
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -25,6 +25,14 @@ MAX_RECORD = 1 << 20
 
 Entry = dict[str, Any]
 
+STOPPED = (
+    "This device sends nothing more, since it cannot tell what it has sent. Only a copy that has "
+    "every answer until the last can take the place of the file; an older one is refused, for it "
+    "has forgotten what was spent of the privacy budget. Without such a copy, begin anew with "
+    "`mesofed device forget`; the new vault's budget then comes on top of the old one's. "
+    "`mesofed device ask` and `mesofed device export` work as before."
+)
+
 
 @dataclass(frozen=True)
 class End:
@@ -46,10 +54,17 @@ class End:
 
 @dataclass(frozen=True)
 class Journal:
-    """An append-only file of a vault."""
+    """An append-only file of a vault.
+
+    Attributes
+    ----------
+    remedy : str
+        What to say of a damaged one.
+    """
 
     path: Path
     seal: Seal
+    remedy: str = STOPPED
 
     def entries(self) -> list[Entry]:
         """Return all records, oldest first.
@@ -185,16 +200,8 @@ class Journal:
 
     def _damaged(self, place: int) -> DamagedError:
         return DamagedError(
-            f"Record {place + 1} of {self.path} is damaged or was changed. {STOPPED}"
+            f"Record {place + 1} of {self.path} is damaged or was changed. {self.remedy}"
         )
-
-
-STOPPED = (
-    "This device sends nothing more, since it cannot tell what it has sent. Only a copy that has "
-    "every answer until the last can take the place of the file; an older one is refused, for it "
-    "has forgotten what was spent of the privacy budget. Without such a copy, begin anew with "
-    "`mesofed device forget`; the new vault's budget then comes on top of the old one's."
-)
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:

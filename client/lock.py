@@ -24,6 +24,8 @@ from shared.errors import MesofedError
 
 LOCK, PERSON = "lock.json", "person.jsonl"
 KEYRING_SERVICE = "mesofed vault"
+AMPLE_PASSPHRASE = 12
+"""Characters; a shorter passphrase is taken with a warning."""
 
 # The second recommendation of RFC 9106: for machines without 2 GiB to spare.
 _ITERATIONS, _LANES, _MEMORY_KIB = 3, 4, 64 * 1024
@@ -140,8 +142,8 @@ def unlock(folder: Path, passphrase: Callable[[], str]) -> Seal:
         return Seal(wrapping.open(_wrapped_name(lock.vault), _bytes(lock.wrapped, folder)))
     except DamagedError as error:
         raise MesofedError(
-            f"The passphrase does not open {folder}. Try again; without it nobody can open the "
-            "vault."
+            f"The passphrase does not open {folder}: it is another one, or {LOCK} was damaged. Try "
+            f"again, or restore {LOCK} from a copy; without both nobody can open the vault."
         ) from error
 
 

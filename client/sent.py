@@ -51,6 +51,17 @@ class Sent:
         self._folder, self._seal = folder, seal
         self._memory: _Known | None = None
 
+    def begin(self) -> None:
+        """Begin the record of a new vault; from then on, one that is gone is known to be.
+
+        Raises
+        ------
+        MesofedError
+            If it cannot be written.
+        """
+        if not (self._folder / END).exists() and not self.journal.path.exists():
+            self._write(END, {"records": 0})
+
     def entries(self) -> list[Entry]:
         """Return every answer, oldest first, with how often it was given and when last.
 
@@ -132,7 +143,7 @@ class Sent:
         # In this order, for an agent may be adding to both.
         written: int = self._read(END, {"records": 0})["records"]
         found, end = self.journal.read()
-        if not (self._folder / END).exists() and end.records > 1:
+        if not (self._folder / END).exists():
             raise DamagedError(
                 f"{self.journal.path} has {end.records} records, but {END}, which says how many "
                 f"there have to be, is missing. {STOPPED}"

@@ -70,6 +70,15 @@ def _no_keyring() -> Iterator[None]:
     keyring.set_keyring(before)
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep tests out of the sockets of whoever runs them."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    return folder
+
+
 @pytest.fixture
 def ring(_no_keyring: None) -> MemoryRing:
     memory = MemoryRing()

@@ -21,8 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import client.agent
-from client.agent import CONNECTIONS, Agent, error_journal, log_error, owned, peer_user
+import client.agent_errors
+from client.agent import CONNECTIONS, Agent, owned, peer_user
 from client.agent_call import LENGTH, ask_agent, receive_frame, send_frame
+from client.agent_errors import error_journal, log_error
 from client.device import Device
 from client.vault import Vault
 from shared.errors import MesofedError
@@ -194,6 +196,40 @@ def test_two_that_ask_at_once_are_told_the_same(
     assert [entry["times"] for entry in agent.device.vault.sent.entries()] == [1, 4]
 
 
+def test_the_agent_says_once_what_came_and_what_left_and_nothing_private(
+    agent: Agent, serving: Any, release: Any, federation: Any, canaries: tuple[str, ...]
+) -> None:
+    lines: list[str] = []
+    with serving(replace(agent, say=lines.append)):
+        assert lines == []
+        refusal(lambda: ask_statistics(agent))
+        ask_agent(agent.path, INSTALL_RELEASE, release(1))
+        installed = f"Installed release 1, signed with {federation.server_key}"
+        assert lines == [installed]
+        refusal(lambda: ask_agent(agent.path, INSTALL_RELEASE, RecordDict()))
+        refusal(lambda: ask_statistics(agent, 2))
+        for _ in range(3):
+            first = ask_statistics(agent)
+            ask_agent(agent.path, INSTALL_RELEASE, release(1))
+        assert lines == [installed, "Sent the statistics of release 1"]
+        ask_agent(agent.path, INSTALL_RELEASE, release(2))
+    assert lines[2:] == [f"Installed release 2, signed with {federation.server_key}"]
+    text = "\n".join(lines)
+    private = (*canaries, str(first["router-statistics"]["best-similarity"]), agent.path.name)
+    assert [word for word in private if word in text] == []
+
+
+def test_a_line_that_cannot_be_written_holds_up_no_answer(
+    agent: Agent, serving: Any, release: Any
+) -> None:
+    def fails(text: str) -> None:
+        raise BrokenPipeError(text)
+
+    with serving(replace(agent, say=fails)):
+        ask_agent(agent.path, INSTALL_RELEASE, release(1))
+        assert statistics_from_content(ask_statistics(agent)).release == 1
+
+
 # What is refused
 
 
@@ -241,7 +277,7 @@ def test_whatever_fails_inside_leaves_as_a_number_and_is_recorded(
 def test_the_record_of_errors_does_not_grow_for_ever(
     sealed_device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.agent, "_MOST_ERRORS_BYTES", 20_000)
+    monkeypatch.setattr(client.agent_errors, "_MOST_BYTES", 20_000)
     for number in range(60):
         log_error(sealed_device.vault, "x", ValueError("x" * 1000 + str(number)))
     journal = error_journal(sealed_device.vault)

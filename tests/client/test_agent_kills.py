@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from client.agent import Agent, error_journal
+from client.agent import Agent
 from client.agent_call import ask_agent
+from client.agent_errors import error_journal
 from client.device import Device
 from shared.errors import MesofedError
 from shared.flower_internals import content_to_bytes

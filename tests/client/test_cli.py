@@ -3,7 +3,9 @@
 import base64
 import io
 import os
+import shutil
 import signal
+import socket
 import stat
 import threading
 import time
@@ -14,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.agent import owned
 from client.agent_call import ask_agent
+from client.app import app
 from client.device import Device
 from client.lock import unlock
 from client.vault import Vault
@@ -25,7 +28,7 @@ from shared import tiny
 from shared.base_model import BaseModel
 from shared.corpus.user import User
 from shared.errors import MesofedError
-from shared.flower_internals import content_to_bytes
+from shared.flower_internals import become_server, content_to_bytes, name_message
 from shared.lora.peft_format import load_peft
 from shared.privacy import LedgerEntry, spent
 from shared.protocol import (
@@ -382,6 +385,26 @@ def test_passphrase_changes_what_opens_the_vault(
     assert mesofed("device", "inspect", sealed, "--passphrase-file", fresh).code == 0
 
 
+@pytest.mark.parametrize(("words", "warned"), [("x" * 11, True), ("x" * 12, False)])
+def test_a_short_passphrase_is_taken_with_a_warning(
+    mesofed: Any, texts: Path, tmp_path: Path, quick_lock: None, words: str, warned: bool
+) -> None:
+    file, home = tmp_path / "words", tmp_path / "v"
+    file.write_text(words)
+    init = ("device", "init", home, "--folder", texts, "--lock", "passphrase")
+    made = mesofed(*init, "--passphrase-file", file)
+    change = ("device", "passphrase", home, "--passphrase-file", file)
+    changed = mesofed(*change, "--new-passphrase-file", file)
+    for done in (made, changed):
+        assert done.code == 0, done.text
+        assert ("Warning: this passphrase has" in done.err) is warned
+        assert ("has 11 characters, of the 12 or more" in done.err) is warned
+        assert words not in done.text
+    # What is printed for a next command to read is the same either way.
+    assert "Warning" not in made.out
+    assert len(opened(home, words).person().history) == 3
+
+
 def test_forget_erases_all_and_needs_no_passphrase(
     mesofed: Any, sealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +481,10 @@ def test_start_answers_until_it_is_stopped_and_inspect_tells_all_of_it(
     assert (done.code, "Stopped." in done.out) == (0, True)
     assert f"Listening at {path}" in done.out
     assert f"takes the releases of {federation.server_key}" in done.out
+    assert f"Installed release 1, signed with {federation.server_key}\n" in done.out
+    assert "Sent the statistics of release 1\n" in done.out
+    assert "--root-certificates CA.crt" in done.out
+    assert "without it: --insecure instead" in done.out
     assert not path.exists()
 
     shown = mesofed("device", "inspect", sealed, "--raw")
@@ -518,6 +545,106 @@ def test_inspect_names_the_damaged_file(
     assert "heliotrope" not in done.text
 
 
+def everything_below(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
+
+
+def left_by_a_kill(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def went_wrong_beside(agent: Path) -> None:
+    """Let a SuperNode's process ask an agent that is not there."""
+    node = Context(1, 5, {"agent": str(agent)}, RecordDict(), {})
+    become_server(1)
+    message = Message(statistics_request(1), 5, ROUTER_STATISTICS, group_id="g")
+    name_message(message, "m")
+    assert app(message, node).has_error()
+
+
+def test_forget_erases_what_the_device_has_left_outside(
+    mesofed: Any,
+    sealed: Path,
+    short_path: Path,
+    federation: Any,
+    listens: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = short_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    usual, own = home / ".mesofed" / "sockets", short_path / "own" / "x.sock"
+    own.parent.mkdir()
+    config = ("--config", federation.run_dir / "config.toml")
+    for path, named in ((usual / "me.sock", ()), (own, ("--socket", own))):
+        arguments = (sealed, *named, *config)
+        done, failed = start(mesofed, arguments, lambda p=path: listens(p), lambda: None)
+        assert (done.code, failed) == (0, []), done.text
+        went_wrong_beside(path)
+        left_by_a_kill(path)
+    for other in (usual / "you.sock", short_path / "me.sock"):
+        left_by_a_kill(other)
+        went_wrong_beside(other)
+    before = everything_below(short_path)
+    assert "home/.mesofed/sockets/me.sock.errors.log" in before
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path / "another"))  # as from another login
+    done = mesofed("device", "forget", sealed, "--yes")
+    assert done.code == 0, done.text
+    assert everything_below(short_path) == {
+        f"{name}{ending}"
+        for name in ("home/.mesofed/sockets/you.sock", "me.sock")  # of other vaults
+        for ending in ("", ".errors.log")
+    } | {name for name in before if name.startswith("texts")}
+    for path in (usual / "me.sock", own):
+        for gone in (path, Path(f"{path}.errors.log")):
+            assert f"Outside of it, {gone} is gone too." in done.text
+
+
+def test_forget_leaves_a_socket_that_another_vault_s_agent_listens_at(
+    mesofed: Any, sealed: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch, listens: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(short_path / "home"))
+    path = short_path / "home" / ".mesofed" / "sockets" / "me.sock"
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(4)
+        assert mesofed("device", "forget", sealed, "--yes").code == 0
+        assert listens(path)
+    assert not sealed.exists()
+
+
+def test_forget_names_what_it_may_not_remove(
+    mesofed: Any, sealed: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, unlink = home / ".mesofed" / "sockets" / "me.sock.errors.log", Path.unlink
+    log.parent.mkdir(parents=True)
+    log.write_text("of another user")
+
+    def denied(self: Path, missing_ok: bool = False) -> None:
+        if self == log:
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", denied)
+    done = mesofed("device", "forget", sealed, "--yes")
+    refused(done, f"could not: {log}: Permission denied", "Remove it as the user who owns it")
+    assert f"{sealed} is gone" in done.text
+    assert not sealed.exists()
+
+
+def test_forget_takes_the_log_beside_the_vault_of_a_simulation(
+    mesofed: Any, vault: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(vault, tmp_path / "vaults" / "0002")
+    for name in ("0001", "0002"):
+        (tmp_path / "vaults" / f"{name}.errors.log").write_text("private text")
+    done = mesofed("device", "forget", tmp_path / "vaults" / "0002", "--yes")
+    assert done.code == 0, done.text
+    assert everything_below(tmp_path) == {"vaults/0001.errors.log"}
+
+
 def test_the_keyring_opens_a_vault_and_forgets_it(
     mesofed: Any, texts: Path, tmp_path: Path, ring: Any
 ) -> None:
@@ -557,12 +684,15 @@ def test_inspect_says_how_often_an_answer_was_sent(mesofed: Any, tmp_path: Path)
         home.sent.add(
             {"time": at, "request": "r", "release": 1, "question": "", "content": content}
         )
-    home.sent.add({"time": "09:00", "request": "r", "release": 2, "question": "", "content": ""})
+    for at in ("09:00", "09:01"):
+        home.sent.add({"time": at, "request": "r", "release": 2, "question": "", "content": ""})
+    home.sent.add({"time": "10:00", "request": "r", "release": 3, "question": "", "content": ""})
     done = mesofed("device", "inspect", tmp_path / "vault")
     assert done.code == 0, done.text
-    assert f"Sent: 4 answers, 2 of them repeats, {3 * len(data)} bytes in all" in done.text
-    assert "08:00 r release 1 the same 3 times, last at 08:02" in done.text
-    assert "the same 1" not in done.text
+    assert f"Sent: 6 answers, 3 of them repeats, {3 * len(data)} bytes in all" in done.text
+    assert "08:00 r release 1 sent 3 times, the same bytes, last at 08:02" in done.text
+    assert "sent twice, the same bytes, last at 09:01" in done.text
+    assert done.text.count("the same bytes") == 2
 
 
 def test_without_a_terminal_a_passphrase_is_not_asked_for(

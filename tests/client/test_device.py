@@ -604,9 +604,12 @@ def test_a_method_that_is_unknown_or_not_trained_is_an_error(settled: Device) ->
     with pytest.raises(MesofedError, match=r"Expected one of base, .*got method 'oppo'"):
         settled.personalised("oppo")
     with pytest.raises(
-        MesofedError, match=r"mta-exact to be trained .* Trained are: population, oppu"
+        MesofedError, match=r"mta-exact to be trained .* The settings name population, oppu"
     ):
         settled.evaluate("mta-exact")
+    declared = replace(settled, methods=("mta-exact",))
+    with pytest.raises(MesofedError, match=r"it is not yet\. `mesofed device start` trains it"):
+        declared.personalised("mta-exact")
     assert settled.personalised("experts").private is None  # needs no training
 
 

@@ -61,6 +61,7 @@ class Known(Device):
 
 def device(folder: Path, privacy: PrivacyConfig, release: int = 1, **more: Any) -> Known:
     vault = Vault(folder)
+    vault.sent.begin()
     if vault.installed() != release:
         vault.install(release, {"manifest.json": b"{}"})
     return Known(cast("Any", None), vault, (), PrivateConfig(), 7, privacy, **more)

@@ -16,6 +16,13 @@ KEY = Seal(bytes(range(32)))
 SEALS = [pytest.param(OPEN, id="open"), pytest.param(KEY, id="sealed")]
 
 
+def begun(folder: Path, seal: Seal) -> Sent:
+    """The record of a vault, which each begins when somebody moves in."""
+    sent = Sent(folder, seal)
+    sent.begin()
+    return sent
+
+
 def answer(release: int, content: str = "AA==", time: str = "t0", **more: Any) -> dict[str, Any]:
     asked = {"request": "query", "release": release, "question": f"q{release}"}
     return {"time": time, **asked, "content": content, **more}
@@ -33,7 +40,7 @@ def size_of(folder: Path) -> int:
 def test_an_answer_that_is_given_again_is_counted_and_takes_no_more_room(
     tmp_path: Path, seal: Seal
 ) -> None:
-    sent = Sent(tmp_path, seal)
+    sent = begun(tmp_path, seal)
     sent.add(answer(1))
     sent.add(answer(2))
     journal = sent.journal.path.read_bytes()
@@ -43,7 +50,7 @@ def test_an_answer_that_is_given_again_is_counted_and_takes_no_more_room(
         sent.add(answer(1, time=f"t{number}"))
     assert sent.journal.path.read_bytes() == journal
     assert size_of(tmp_path) <= room + 2  # two digits more
-    for reader in (sent, Sent(tmp_path, seal)):
+    for reader in (sent, begun(tmp_path, seal)):
         assert [(e["release"], e["times"], e["last"]) for e in reader.entries()] == [
             (1, 50, "t49"),
             (2, 1, "t0"),
@@ -52,18 +59,18 @@ def test_an_answer_that_is_given_again_is_counted_and_takes_no_more_room(
 
 def test_another_answer_to_the_same_question_is_a_record_of_its_own(tmp_path: Path) -> None:
     """No device gives one; if it ever did, its owner would have to see both."""
-    sent = Sent(tmp_path, KEY)
+    sent = begun(tmp_path, KEY)
     for content in ("AA==", "AQ==", "AQ=="):
         sent.add(answer(1, content))
     assert [(e["content"], e["times"]) for e in sent.entries()] == [("AA==", 1), ("AQ==", 2)]
 
 
 def test_answers_are_found_again_in_this_process_and_the_next(tmp_path: Path) -> None:
-    sent = Sent(tmp_path, KEY)
+    sent = begun(tmp_path, KEY)
     assert sent.find(asked(1)) is None
     for release in range(1, 6):
         sent.add(answer(release, f"A{release}==", ledger={"cost": release}))
-    for reader in (sent, Sent(tmp_path, KEY)):
+    for reader in (sent, begun(tmp_path, KEY)):
         assert [(reader.find(asked(n)) or {})["content"] for n in (3, 1, 5)] == [
             "A3==",
             "A1==",
@@ -85,7 +92,7 @@ def test_answering_takes_no_longer_after_a_long_history(
         return decrypt(self, name, data)
 
     monkeypatch.setattr(Seal, "open", counted)
-    sent = Sent(tmp_path, KEY)
+    sent = begun(tmp_path, KEY)
     for _ in range(2):
         sent.add(answer(1))
     work: dict[int, list[tuple[int, int]]] = {}
@@ -115,14 +122,14 @@ def test_answering_takes_no_longer_after_a_long_history(
 def test_an_older_copy_of_the_journal_does_not_set_the_budget_back(
     tmp_path: Path, seal: Seal
 ) -> None:
-    sent = Sent(tmp_path, seal)
+    sent = begun(tmp_path, seal)
     sent.add(answer(1, ledger={"cost": 1}))
     copy = sent.journal.path.read_bytes()
     sent.add(answer(2, ledger={"cost": 2}))
     newest = sent.journal.path.read_bytes()
     for older in (copy, b""):
         sent.journal.path.write_bytes(older)
-        for reader in (sent, Sent(tmp_path, seal)):
+        for reader in (sent, begun(tmp_path, seal)):
             for ask in (
                 reader.entries,
                 reader.costs,
@@ -135,7 +142,7 @@ def test_an_older_copy_of_the_journal_does_not_set_the_budget_back(
         assert sent.journal.path.read_bytes() == older
     sent.journal.path.unlink()
     with pytest.raises(DamagedError, match="ends after 0 records of the 2"):
-        Sent(tmp_path, seal).add(answer(2))
+        begun(tmp_path, seal).add(answer(2))
     # The newest copy is as good as the file.
     sent.journal.path.write_bytes(newest)
     assert sent.costs() == [{"cost": 1}, {"cost": 2}]
@@ -148,11 +155,11 @@ def test_an_older_copy_of_the_journal_does_not_set_the_budget_back(
 def test_a_damaged_count_stops_the_device(
     tmp_path: Path, seal: Seal, name: str, data: bytes
 ) -> None:
-    sent = Sent(tmp_path, seal)
+    sent = begun(tmp_path, seal)
     for _ in range(2):
         sent.add(answer(1))
     (tmp_path / name).write_bytes(data)
-    reader = Sent(tmp_path, seal)
+    reader = begun(tmp_path, seal)
     with pytest.raises(DamagedError, match="sends nothing more"):
         reader.entries()
     with pytest.raises(DamagedError, match="sends nothing more"):
@@ -160,23 +167,23 @@ def test_a_damaged_count_stops_the_device(
 
 
 def test_what_a_kill_left_between_the_record_and_its_count_is_caught_up(tmp_path: Path) -> None:
-    sent = Sent(tmp_path, KEY)
+    sent = begun(tmp_path, KEY)
     sent.add(answer(1))
     sent.journal.append(answer(2, ledger={"cost": 2}))  # and killed
-    restarted = Sent(tmp_path, KEY)
+    restarted = begun(tmp_path, KEY)
     assert restarted.costs() == [{"cost": 2}]
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path, copy)
     whole = sent.journal.read()[0]
     (copy / "journal").write_bytes((copy / "journal").read_bytes()[: whole[1][1]])
     with pytest.raises(DamagedError, match="an older copy"):
-        Sent(copy, KEY).entries()
+        begun(copy, KEY).entries()
     restarted.add(answer(2))
     assert [e["times"] for e in restarted.entries()] == [1, 2]
 
 
 def test_a_journal_that_others_have_written_to_is_read_again(tmp_path: Path) -> None:
-    one, other = Sent(tmp_path, KEY), Sent(tmp_path, KEY)
+    one, other = begun(tmp_path, KEY), begun(tmp_path, KEY)
     one.add(answer(1))
     other.add(answer(2))
     assert one.find(asked(2)) is not None
@@ -189,7 +196,7 @@ def test_a_journal_that_others_have_written_to_is_read_again(tmp_path: Path) -> 
 def test_an_answer_that_could_not_be_recorded_is_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = Sent(tmp_path, KEY)
+    sent = begun(tmp_path, KEY)
     sent.add(answer(1))
     with pytest.raises(MesofedError, match="at most"):
         sent.add(answer(2, "A" * MAX_RECORD))
@@ -234,10 +241,22 @@ def test_a_wrong_end_never_cuts_off_what_is_there(tmp_path: Path) -> None:
     assert journal.entries() == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
+def test_a_record_that_is_gone_as_a_whole_is_not_begun_anew(tmp_path: Path) -> None:
+    """Else whoever removes it would set the budget back."""
+    begun(tmp_path, KEY).add(answer(1, ledger={"cost": 1}))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    sent = Sent(tmp_path, KEY)
+    for ask in (sent.entries, sent.costs, lambda: sent.add(answer(1))):
+        with pytest.raises(DamagedError, match=r"is missing\. This device sends nothing more"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_a_journal_whose_count_was_taken_away_is_refused(tmp_path: Path, old: bool) -> None:
     """Whoever puts an older copy back cannot hide it by removing what counts the records."""
-    sent = Sent(tmp_path, KEY)
+    sent = begun(tmp_path, KEY)
     for release in (1, 2, 3):
         sent.add(answer(release, ledger={"cost": release}))
         if release == 2:
@@ -246,11 +265,11 @@ def test_a_journal_whose_count_was_taken_away_is_refused(tmp_path: Path, old: bo
         shutil.copy(tmp_path / "older", sent.journal.path)
     (tmp_path / "journal.end").unlink()
     with pytest.raises(DamagedError, match=r"journal\.end, which says how many .* is missing"):
-        Sent(tmp_path, KEY).costs()
+        begun(tmp_path, KEY).costs()
 
 
 def test_what_another_process_writes_in_between_is_read_anew(tmp_path: Path) -> None:
-    first, second = Sent(tmp_path, KEY), Sent(tmp_path, KEY)
+    first, second = begun(tmp_path, KEY), begun(tmp_path, KEY)
     first.add(answer(1, ledger={"cost": 1}))
     append = first.journal.append
 

@@ -193,7 +193,8 @@ def test_a_device_whose_vault_lost_its_release_says_so_and_takes_it_again(
         shutil.rmtree(folder)
     else:
         (folder / lost).unlink()
-    with pytest.raises(MesofedError, match="Fetch the release again"):
+    said = rf"Expected releases/r2/{lost or 'manifest.json'} in the vault; it is missing"
+    with pytest.raises(MesofedError, match=said):
         device.statistics()
     with pytest.raises(MesofedError, match="newer than 2, or the very same"):
         device.install(federation.release_files(1))
@@ -301,8 +302,9 @@ def test_every_file_is_written_atomically(vault: Vault, monkeypatch: pytest.Monk
     assert written == set(named)
     # What makes a release complete, and then the current one, goes last.
     order = [Path(name).name for name in named]
-    assert order[2:5] == ["population.safetensors", "manifest.json", "installed.json"]
-    assert len(written) == 9
+    assert order[:2] == ["journal.end", "person.jsonl"]  # and what makes it a vault
+    assert order[3:6] == ["population.safetensors", "manifest.json", "installed.json"]
+    assert len(written) == 10
     assert client.vault.write_bytes is atomic_file.write_bytes
 
 
