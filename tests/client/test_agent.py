@@ -31,6 +31,7 @@ from shared.errors import MesofedError
 from shared.flower_internals import content_to_bytes
 from shared.protocol import (
     INSTALL_RELEASE,
+    NOISED_STATISTICS,
     REASONS,
     ROUTER_STATISTICS,
     ProtocolError,
@@ -40,6 +41,7 @@ from shared.protocol import (
     statistics_from_content,
     statistics_request,
 )
+from shared.secure_aggregation.messages import MASKED
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(
@@ -616,3 +618,15 @@ def test_another_user_is_answered_only_if_named(
         }[allowed]
     )
     assert len(entries) == (2 if allowed == "this one" else 1)
+
+
+@pytest.mark.parametrize(
+    ("request_type", "more"),
+    [(NOISED_STATISTICS, ", with noise"), (MASKED, ", with noise and under masks")],
+)
+def test_the_agent_says_how_statistics_left(agent: Agent, request_type: str, more: str) -> None:
+    lines: list[str] = []
+    told = replace(agent, say=lines.append)
+    for _ in range(2):
+        told._tell(request_type, 3)
+    assert lines == [f"Sent the statistics of release 3{more}"]
