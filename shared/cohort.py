@@ -25,12 +25,14 @@ from torch import Tensor
 from shared.base_model import BaseModel
 from shared.config import TrainingConfig
 from shared.lora.algebra import concatenate
+from shared.lora.dropout import Dropout
 from shared.lora.layer import Parts, expand_weights
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import tokens_done
 from shared.rowwise_product import rowwise
 from shared.samples import Sample, collate, shape_of
+from shared.seeding import derive_seed
 from shared.training import Trainee, answer_losses, batches_of, learning_rate, mean_per_user
 
 # The peak of a step over what its forward pass saves for the backward pass. On SmolLM2 1.5 to 2.0
@@ -164,6 +166,8 @@ class Cohort:
         Frozen parts under the users' LoRAs, the same for all.
     weights_learning_rate : float
         For tuned fusion weights.
+    dropout : float
+        Share of the inputs of a user's LoRA that a step leaves out, drawn from the user's seed.
 
     Attributes
     ----------
@@ -178,6 +182,7 @@ class Cohort:
         config: TrainingConfig,
         shared: Sequence[Lora] = (),
         weights_learning_rate: float = FusionWeights.learning_rate,
+        dropout: float = 0.0,
     ) -> None:
         self.members: list[Member] = []
         self.base, self._rank, self._config = base, rank, config
@@ -186,6 +191,7 @@ class Cohort:
         self._weights_share = weights_learning_rate / config.learning_rate
         self._bytes: dict[tuple[bool, int, int], int] = {}  # of one user's activations
         self._buffers: dict[str, Tensor] = {}
+        self._dropout = dropout
 
     def join(
         self,
@@ -319,11 +325,18 @@ class Cohort:
                 learned.append(weights.requires_grad_())
         by_rank = expand_weights(self._loras, weights)
         apart = rowwise(base.dtype, base.device)
-        parts = Parts(count, self._shared, by_rank, private, apart)
+        parts = Parts(count, self._shared, by_rank, private, apart, self._dropped(group))
         known = shape in self._bytes or group[0].checking
         with base.stack.using(parts), nullcontext() if known else self._measured(shape, count):
             losses = mean_per_user(answer_losses(base, batch), batch)
         return losses, learned
+
+    def _dropped(self, group: Sequence[Member]) -> Dropout | None:
+        """Return the dropout of the next step: each user's own, the same when it is tried again."""
+        if not self._dropout or group[0].checking:
+            return None
+        seeds = [derive_seed(m.trainee.seed, "dropout", len(m.curve)) for m in group]
+        return Dropout.seeded(self._dropout, seeds)
 
     def _train(self, group: Sequence[Member]) -> None:
         """Take one step with each user of a group."""

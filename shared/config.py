@@ -155,6 +155,9 @@ class PrivateConfig(TrainingConfig):
         4e-3, gt=0, description="for the stack: fewer ranks move the update less at equal rates"
     )
     weights_learning_rate: float = Field(0.02, gt=0, description="for tuned fusion weights")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the private part's inputs that a step leaves out"
+    )
     holdout: float = Field(
         0.0, ge=0, le=0.5, description="share of the newest history kept to stop early by; 0: none"
     )

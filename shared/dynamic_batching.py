@@ -125,8 +125,15 @@ def _fits(request: TrainingRequest) -> bool:
 def _join(request: TrainingRequest) -> None:
     base = request.base
     if request.company not in _cohorts:
-        rate = request.config.weights_learning_rate
-        _cohorts[request.company] = Cohort(base, request.rank, request.config, request.shared, rate)
+        config = request.config
+        _cohorts[request.company] = Cohort(
+            base,
+            request.rank,
+            config,
+            request.shared,
+            config.weights_learning_rate,
+            config.dropout,
+        )
     cohort = _cohorts[request.company]
     try:
         start = Slab.initial(base.maps, request.rank, [request.start_seed])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from shared.lora.dropout import Dropout
 from shared.lora.lora import Factors, LinearMap, Lora
 from shared.rowwise_product import ROWS, multiply_frozen
 
@@ -44,6 +45,8 @@ class Parts:
     rowwise : bool
         Whether a user's bits must not depend on how many others there are, whatever that costs
         (``shared.rowwise_product``).
+    dropout : Dropout or None
+        What is dropped before the private pair, in training.
     """
 
     users: int = 1
@@ -51,6 +54,7 @@ class Parts:
     weights: Tensor | None = None
     private: Mapping[str, Factors] | None = None
     rowwise: bool = False
+    dropout: Dropout | None = None
 
 
 def expand_weights(loras: Sequence[Lora], weights: Tensor | None) -> Tensor | None:
@@ -142,6 +146,8 @@ def _add_private(y: Tensor, x: Tensor, factors: Factors, parts: Parts) -> Tensor
     """Return y + b_u a_u x, (rows, tokens, out)."""
     a, b, users = factors.a.to(x.dtype), factors.b.to(y.dtype), parts.users
     flat, wide = x.reshape(users, -1, x.shape[-1]), y.reshape(users, -1, y.shape[-1])
+    if parts.dropout is not None:
+        flat = parts.dropout.of(flat)
     # Small batches of matrices go to another kernel than large ones, which would sum in another
     # order for one user than for several: empty ranks make one user's batch large enough.
     least = LEAST_RANK

@@ -504,3 +504,46 @@ def test_what_harms_the_held_out_ends_training_and_is_undone(
     assert loss.item() == pytest.approx(first.checks[best], rel=1e-6)
     if company:
         assert len(members[1].curve) == 15
+
+
+# Dropout
+
+
+def test_dropout_comes_from_the_users_own_seed_and_company_changes_no_bit(
+    base: BaseModel, people: list[Trainee], start: Slab
+) -> None:
+    def trained(trainees: Sequence[Trainee], rows: Sequence[int], share: float) -> list[Tensor]:
+        cohort = Cohort(base, 2, CONFIG, dropout=share)
+        members = [
+            cohort.join(one, start.rows[row]) for one, row in zip(trainees, rows, strict=True)
+        ]
+        while cohort.members:
+            assert not [member.error for member in cohort.step() if member.error]
+        return [member.row.detach().clone() for member in members]
+
+    twin = replace(people[0], name="twin", seed=77)
+    together = trained([twin, *people], (0, 0, 1, 2), 0.3)
+    for place, (one, row) in enumerate(zip([twin, *people], (0, 0, 1, 2), strict=True)):
+        (own,) = trained([one], [row], 0.3)
+        assert torch.equal(own, together[place])
+    assert not torch.equal(together[1], trained([people[0]], [0], 0.0)[0])
+    assert torch.equal(
+        trained([people[0]], [0], 0.0)[0], train_cohort(base, people, start, CONFIG).slab.rows[0]
+    )
+
+
+def test_held_out_samples_are_scored_without_dropout(base: BaseModel) -> None:
+    words = ("a", "bb", "ccc", "dd")
+    samples = tuple(encode(base, f"say {word}:", "yes") for word in words)
+    one = Trainee("held", samples[:3], 4, samples[3:])
+    start = Slab.of(base.maps, [random_lora(base, 2, 5)])
+    first = []
+    for share in (0.0, 0.5):
+        cohort = Cohort(base, 2, CONFIG, dropout=share)
+        member = cohort.join(one, start.rows[0])
+        cohort.step()
+        first.append(member.checks[0])
+        cohort.step()
+        first.append(member.curve[0][1])
+    assert first[0] == first[2]  # the check
+    assert first[1] != first[3]  # the step
