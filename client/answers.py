@@ -96,18 +96,26 @@ def _parting(spellings: Sequence[tuple[int, ...]]) -> int:
 
 @torch.no_grad()
 def generate(
-    base: BaseModel, parts: Parts, prompts: Groups, max_new_tokens: int
+    base: BaseModel,
+    parts: Parts,
+    prompts: Groups,
+    max_new_tokens: int,
+    room: int | None = None,
 ) -> list[list[str]]:
     """Continue each prompt greedily to the end of sequence, with a key-value cache.
+
+    Parameters
+    ----------
+    room : int, optional
+        Tokens kept for the answer when a prompt is cut; ``max_new_tokens`` by default.
 
     Raises
     ------
     MesofedError
         If a prompt is empty.
     """
-    contexts = [
-        [encode_prompt(base, prompt, max_new_tokens) for prompt in group] for group in prompts
-    ]
+    room = max_new_tokens if room is None else room
+    contexts = [[encode_prompt(base, prompt, room) for prompt in group] for group in prompts]
     if not all(context for group in contexts for context in group):
         raise MesofedError(
             "Expected a prompt to continue; got an empty one. Write at least a word."

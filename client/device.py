@@ -25,9 +25,9 @@ from shared.noise import Randomness, system_randomness
 from shared.protocol import RouterStatistics, as_sent
 from shared.release import Release, unpack_release
 from shared.release_files import MANIFEST, verify_files
-from shared.retrieval import before, history_with_examples, roomier
+from shared.retrieval import before, history_with_examples, roomier, task_of
 from shared.routing import normalised_entropy
-from shared.samples import encode_prompt
+from shared.samples import encode_prompt, task_room
 from shared.seeding import derive_seed
 from shared.signature import verify_signature
 
@@ -178,15 +178,23 @@ class Device:
         return evaluate_stacks(self.base, [person], [stack])[0]
 
     def answer(self, method: str, prompt: str, max_new_tokens: int = 64) -> str:
-        """Continue a prompt with the personalised model, after own items if the release has any."""
+        """Continue a prompt with the personalised model.
+
+        A prompt that is put as the queries of a task whose questions have own items before them
+        gets them here too.
+        """
         stack = self.personalised(method)
-        person = self.vault.person() if stack.examples.count else None
-        own = [i for i in (person.history if person else ()) if i.task in stack.examples.tasks]
-        put = before(self.base, prompt, max_new_tokens, prompt, own, stack.examples)
-        base = roomier(self.base, stack.examples)
-        read = len(encode_prompt(base, put, max_new_tokens))
+        base, room = self.base, min(max_new_tokens, self.base.max_tokens // 2)
+        found = task_of(prompt, stack.examples.tasks) if stack.examples.count else None
+        if found is not None:
+            task, question = found
+            room = task_room(base, task)  # cut as it was learnt
+            own = [item for item in self.vault.person().history if item.task == task.name]
+            prompt = before(base, prompt, room, question, own, stack.examples)
+            base = roomier(base, stack.examples)
+        read = len(encode_prompt(base, prompt, room))
         with stacked(base, [stack], read, max_new_tokens) as parts:
-            return generate(base, parts, [[put]], max_new_tokens)[0][0]
+            return generate(base, parts, [[prompt]], max_new_tokens, room)[0][0]
 
     def _install(self, files: Mapping[str, bytes]) -> int:
         pinned = self.vault.trusted()
@@ -201,7 +209,6 @@ class Device:
     def _begin(self, release: Release) -> dict[str, Callable[[], Personalised]]:
         """Start the training of what is not trained yet; return what to wait for, by method."""
         person, routing = self.vault.person(), self._routing(release)
-        samples = tuple(history_with_examples(self.base, person.history, release.examples))
         # One seed for all methods: what differs between them is the method alone.
         seed = derive_seed(self.seed, "private", person.user_id, release.version)
         missing = [
@@ -209,6 +216,9 @@ class Device:
             for name in self.methods
             if METHODS[name].trains and self._trained(release.version, name) is None
         ]
+        if not missing:
+            return {}
+        samples = tuple(history_with_examples(self.base, person.history, release.examples))
         return {
             name: begin_personalising(
                 self.base,

@@ -15,7 +15,7 @@ from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
 from shared.metrics import score_user
 from shared.retrieval import query_prompt, roomier
-from shared.samples import answer_room, encode
+from shared.samples import encode, task_room
 from shared.tasks import TASKS
 
 Answer = dict[str, Any]
@@ -47,8 +47,8 @@ def evaluate_stacks(
                 label_prior(people[u].history, task) if stacks[u].label_prior else None
                 for u in asked
             ]
-            wide = roomier(base, examples.of(TASKS[task]))
-            found = _answer(wide, [stacks[u] for u in asked], task, queries, put, priors)
+            wide, room = roomier(base, examples.of(TASKS[task])), task_room(base, TASKS[task])
+            found = _answer(wide, room, [stacks[u] for u in asked], task, queries, put, priors)
             for user, own in zip(asked, found, strict=True):
                 answers[user] += own
                 scores[user][task] = score_user(
@@ -81,6 +81,7 @@ def _counts(task: str) -> int:
 
 def _answer(
     base: BaseModel,
+    room: int,
     stacks: Sequence[Personalised],
     task_name: str,
     queries: Sequence[Sequence[Query]],
@@ -88,7 +89,6 @@ def _answer(
     priors: Sequence[Mapping[str, float] | None],
 ) -> list[list[Answer]]:
     task = TASKS[task_name]
-    room = answer_room(base, task, task.labels)
     samples = [
         [encode(base, prompt, query.gold, room) for prompt, query in zip(put, own, strict=True)]
         for put, own in zip(prompts, queries, strict=True)
@@ -100,7 +100,7 @@ def _answer(
         if task.labels is not None:
             predictions = choose_labels(base, parts, prompts, task.labels, priors)
         else:
-            predictions = generate(base, parts, prompts, written)
+            predictions = generate(base, parts, prompts, written, room)
         losses = gold_losses(base, parts, samples)
     return [
         [

@@ -28,7 +28,7 @@ MAX_ANCHORS = 64
 MAX_DIMENSIONS = 16
 # And the most of a person's own items that a release may put before each question.
 MAX_EXAMPLES = 8
-MIN_EXAMPLE_TOKENS, MAX_EXAMPLE_TOKENS = 16, 256
+MIN_EXAMPLE_TOKENS, MAX_EXAMPLE_TOKENS = 32, 256
 
 
 class Section(BaseModel):
@@ -140,7 +140,9 @@ class ExamplesConfig(RetrievalConfig):
     @classmethod
     def _tasks_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         check_choices(names, TASKS)
-        return names
+        if not names:
+            raise ValueError("expected at least one; got none. For no items: retrieval.items=0")
+        return tuple(dict.fromkeys(names))
 
 
 class PrivateConfig(TrainingConfig):
@@ -254,6 +256,15 @@ class RunConfig(ExperimentConfig):
             raise ValueError(
                 f"privacy.rounds={self.privacy.rounds} is fewer than rounds.count="
                 f"{self.rounds.count}: devices would stop answering; set it to 0 or raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_item_is_in_one_sample(self) -> Self:
+        if self.bank.dp_epsilon and self.retrieval.items:
+            raise ValueError(
+                "bank.dp_epsilon covers one sample of an anchor, but with retrieval.items an own "
+                "item stands in later samples too; set one of them to 0"
             )
         return self
 

@@ -75,7 +75,7 @@ class ExamplesEntry(_Section):
 
     count: Annotated[int, Field(ge=0, le=MAX_EXAMPLES)]
     tokens: Annotated[int, Field(ge=MIN_EXAMPLE_TOKENS, le=MAX_EXAMPLE_TOKENS)]
-    tasks: tuple[TaskName, ...]
+    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1, max_length=len(TASKS))]
 
 
 class Manifest(_Section):

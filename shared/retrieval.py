@@ -24,11 +24,13 @@ import numpy as np
 
 from shared.base_model import BaseModel
 from shared.corpus.user import ProfileItem, Query, User
-from shared.samples import CUE_TOKENS, Sample, answer_room, encode, encode_prompt
+from shared.samples import CUE_TOKENS, Sample, answer_room, encode, encode_prompt, task_room
 from shared.tasks import ALL_TASKS, TASKS, Task
 
 # It logs every index that it builds, at a level that it sets itself.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+CUT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def roomier(base: BaseModel, examples: Examples) -> BaseModel:
 def before(
     base: BaseModel,
     prompt: str,
-    room: int | None,
+    room: int,
     question: str,
     items: Sequence[ProfileItem],
     examples: Examples,
@@ -122,7 +124,7 @@ def before(
 
     Parameters
     ----------
-    room : int or None
+    room : int
         Tokens kept for the answer when the prompt is cut, as ``encode_prompt`` has it.
     question : str
         What the items are compared with.
@@ -139,7 +141,7 @@ def before(
     found = nearest_items(question, items, examples.count)
     ids = base.tokenizer.encode(prompt, add_special_tokens=False)
     kept = encode_prompt(base, prompt, room)
-    asked = prompt if len(kept) == len(ids) else str(base.tokenizer.decode(list(kept)))
+    asked = prompt if len(kept) == len(ids) else _text(base, kept, prompt)
     shown = "".join(_example(base, item, examples.tokens) for item in reversed(found))
     return shown + asked
 
@@ -148,7 +150,7 @@ def query_prompt(base: BaseModel, user: User, query: Query, examples: Examples) 
     """Return a person's query after the nearest items of the same task in the own history."""
     task = TASKS[query.task]
     own = [item for item in user.history if item.task == query.task]
-    room = answer_room(base, task, task.labels)
+    room = task_room(base, task)
     return before(base, task.query_prompt(query), room, query.text, own, examples.of(task))
 
 
@@ -175,7 +177,7 @@ def queries_with_examples(base: BaseModel, user: User, examples: Examples) -> li
     for query in user.queries:
         task = TASKS[query.task]
         prompt = query_prompt(base, user, query, examples)
-        room = answer_room(base, task, task.labels)
+        room = task_room(base, task)
         samples.append(encode(roomier(base, examples.of(task)), prompt, query.gold, room))
     return samples
 
@@ -183,18 +185,31 @@ def queries_with_examples(base: BaseModel, user: User, examples: Examples) -> li
 def _cut(base: BaseModel, text: str, tokens: int) -> str:
     """Return the beginning of a text, cut to so many tokens; a shorter text as it is."""
     ids = base.tokenizer.encode(text, add_special_tokens=False)
-    return text if len(ids) <= tokens else str(base.tokenizer.decode(ids[:tokens]))
+    return text if len(ids) <= tokens else _text(base, ids[:tokens], text)
+
+
+def _text(base: BaseModel, ids: Sequence[int], whole: str) -> str:
+    """Return a part of a text; a character that was cut in two is left out."""
+    part = str(base.tokenizer.decode(list(ids)))
+    return part if CUT_CHARACTER in whole else part.replace(CUT_CHARACTER, "")
 
 
 def _example(base: BaseModel, item: ProfileItem, tokens: int) -> str:
     """Return a history item as it stands in a prompt: what was asked and what was answered."""
     task = TASKS[item.task]
-    target = _cut(base, item.target, _target_tokens(task, tokens))
+    most = tokens // 2 if task.history_has_text else tokens - CUE_TOKENS
+    target = _cut(base, item.target, most)
     bare = f"{task.history_prompt(replace(item, text=''))} {target}"
     room = tokens - len(base.tokenizer.encode(bare, add_special_tokens=False))
     shown = replace(item, text=_cut(base, item.text, max(room, 1)))
     return f"{task.history_prompt(shown)} {target}\n\n"
 
 
-def _target_tokens(task: Task, tokens: int) -> int:
-    return tokens // 2 if task.history_has_text else tokens - CUE_TOKENS
+def task_of(prompt: str, tasks: Sequence[str]) -> tuple[Task, str] | None:
+    """Return the task among ``tasks`` whose queries are put like a prompt, and its question."""
+    for name in tasks:
+        head, tail = TASKS[name].query_template.split("{text}")
+        asked = prompt.strip()
+        if asked.startswith(head) and asked.endswith(tail) and len(asked) >= len(head + tail):
+            return TASKS[name], asked[len(head) : len(asked) - len(tail)]
+    return None

@@ -43,6 +43,11 @@ def answer_room(base: BaseModel, task: Task, labels: Sequence[str] | None) -> in
     return min(room, base.max_tokens // 2)
 
 
+def task_room(base: BaseModel, task: Task) -> int:
+    """Return the tokens that are kept for the answer to a query of a task."""
+    return answer_room(base, task, task.labels)
+
+
 def answer_tokens(base: BaseModel, answer: str) -> list[int]:
     """Tokenise an answer as it follows a prompt, without its end."""
     tokens: list[int] = base.tokenizer.encode(f" {answer}", add_special_tokens=False)

@@ -119,8 +119,8 @@ def in_and_out(wrapped: Any, state: State, out: State) -> State:
     from peft import set_peft_model_state_dict
 
     set_peft_model_state_dict(wrapped, state, adapter_name=adapter_name(0))
-    for key, value in _taken_out(wrapped).items():
-        out[key].copy_(value)
+    found = _taken_out(wrapped)
+    torch._foreach_copy_([out[key] for key in found], list(found.values()))  # as fast as can be
     return out
 
 

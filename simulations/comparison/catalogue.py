@@ -9,7 +9,7 @@ from simulations.baselines.proper import PROPERS
 from simulations.baselines.retrieval import RETRIEVALS
 from simulations.comparison.contender import Contender, of_devices
 
-# An own item before a question helps where it shows how one like it was answered, in free text;
+# ALIKE: an own item helped on headlines, where it shows how such a text was answered before;
 # elsewhere it gained nothing or did harm (docs/research-log.md).
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
@@ -21,7 +21,7 @@ CONTENDERS: dict[str, Contender] = {
         *RETRIEVALS,
         of_devices("oppu"),
         of_devices("oppu-qv"),
-        of_devices("oppu", 1, "oppu-rag-1"),
+        of_devices("oppu", 1, "oppu-rag-1", ALIKE),
         *PROPERS,
         of_devices("proper-folded"),
         PER_PCS,
@@ -32,10 +32,11 @@ CONTENDERS: dict[str, Contender] = {
         of_devices("anchors"),
         of_devices("meso-code"),
         of_devices("meso-no-prior"),
-        of_devices("meso-no-release", 1, tasks=ALIKE),
-        of_devices("meso", called="meso-no-examples"),
+        of_devices("meso-no-release"),
         of_devices("meso-r1"),
-        of_devices("meso", 1, tasks=ALIKE),
+        of_devices("meso"),
+        of_devices("meso-no-release", 1, "meso-rag-1-no-release", ALIKE),
+        of_devices("meso", 1, "meso-rag-1", ALIKE),
         of_devices("meso-tuned"),
         of_devices("meso-r4"),
     )

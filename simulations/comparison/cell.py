@@ -42,8 +42,8 @@ class Cell:
         Per device; in the centralized setting the history goes up.
     added_ms : float or None
         Milliseconds more for a generated token.
-    prompt_tokens : float
-        Tokens more in a prompt.
+    prompt_tokens : dict of float
+        Tokens more in a prompt, by task; none where there are none.
     people : tuple of Person
     """
 
@@ -54,7 +54,7 @@ class Cell:
     bytes_down: float
     bytes_up: float
     added_ms: float | None
-    prompt_tokens: float
+    prompt_tokens: dict[str, float]
     people: tuple[Person, ...]
 
 

@@ -4,6 +4,7 @@ comparisons/<time>/   comparison.toml  run.json  artefacts/  cells/
 report.html  results.csv  results.json  results.md
 """
 
+import json
 from pathlib import Path
 
 from shared.atomic_file import write_json, write_text
@@ -25,7 +26,9 @@ from simulations.comparison.scene import Scene, scenes_of
 from simulations.comparison.scene_record import write_record
 from simulations.comparison.tables import csv_table, markdown_table, results_data
 
-SETTINGS_FILE = "comparison.toml"
+SETTINGS_FILE, RECORD = "comparison.toml", "run.json"
+FORMAT = 2
+"""Of what is kept, and of what the names of methods stand for: changed whenever one of them is."""
 
 
 def open_comparison(folder: Path) -> ComparisonConfig:
@@ -40,6 +43,14 @@ def open_comparison(folder: Path) -> ComparisonConfig:
         raise MesofedError(
             f"Expected a comparison in {folder}, with its {SETTINGS_FILE}; there is none. "
             "Name the folder that `mesofed compare` printed."
+        )
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    made = record.get("comparison_format", 1)
+    if made != FORMAT:
+        raise MesofedError(
+            f"Expected a comparison of format {FORMAT} in {folder}; it is of format {made}: this "
+            "version of mesofed would mix other methods under the same names into it. Begin a "
+            "new one, or go on with the version that began it. Its report stays as it is."
         )
     return read_settings(ComparisonConfig, folder / SETTINGS_FILE)
 
@@ -61,7 +72,8 @@ def prepare(config: ComparisonConfig, folder: Path, command: list[str]) -> None:
         base = compute(lambda: load_base(config.base, config.adapt))
     compute(lambda: [divide(config, name, config.seeds[0], base) for name in config.slices])
     origin = corpus_of(config, config.seeds[0]).origin
-    write_json(folder / "run.json", {**machine_record(base, command), "corpus": origin})
+    record = {**machine_record(base, command), "corpus": origin, "comparison_format": FORMAT}
+    write_json(folder / RECORD, record)
     write_text(folder / SETTINGS_FILE, dump_config(config))
 
 
@@ -87,6 +99,8 @@ def _answer(folder: Path, scene: Scene, contender: Contender) -> None:
     path = cell_path(folder, scene.slice, scene.setting, scene.seed, contender.name)
     kinds = {TASKS[query.task].kind for user in scene.people for query in user.queries}
     if path.exists() or scene.setting not in contender.settings or not kinds & {*contender.kinds}:
+        return
+    if not contender.differs(scene):
         return
     with stage(f"{contender.name}, {scene.setting}", 1, "cell"):
         write_cell(path, scene, contender, contender.answer(scene))

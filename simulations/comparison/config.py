@@ -12,6 +12,7 @@ from shared.config import (
     RunConfig,
     TrainingConfig,
 )
+from shared.errors import MesofedError
 from shared.retrieval import Examples
 from shared.suggestion import check_choices
 
@@ -80,9 +81,9 @@ class ComparisonConfig(ExperimentConfig):
         "meso-code",
         "meso-no-prior",
         "meso-no-release",
-        "meso-no-examples",
         "meso-r1",
         "meso",
+        "meso-rag-1",
         "meso-r4",
     )
     settings: tuple[Setting, ...] = ("federated", "centralized")
@@ -124,7 +125,19 @@ class ComparisonConfig(ExperimentConfig):
         return tuple(dict.fromkeys(values))
 
     def run_config(self, seed: int, examples: Examples) -> RunConfig:
-        """Return the configuration by which a release of this comparison is trained."""
+        """Return the configuration by which a release of this comparison is trained.
+
+        Raises
+        ------
+        MesofedError
+            If its bank is to be private and its samples hold own items of others.
+        """
+        if self.bank.dp_epsilon and examples.count:
+            raise MesofedError(
+                "Expected methods without own items in the training of a private bank; with them "
+                "an item stands in several samples. Set bank.dp_epsilon=0, or leave out "
+                "rag-k-tuned, oppu-rag-1 and meso-rag-1."
+            )
         shared = {name: getattr(self, name) for name in ExperimentConfig.model_fields}
         retrieval = ExamplesConfig(
             items=examples.count, item_tokens=examples.tokens, tasks=examples.tasks

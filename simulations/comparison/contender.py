@@ -9,7 +9,7 @@ from client.personalize import Personalised, begin_personalising, parts_of
 from shared.methods import METHODS, Method
 from shared.release import Release
 from shared.retrieval import Examples, query_prompt, roomier
-from shared.samples import encode_prompt
+from shared.samples import encode_prompt, task_room
 from shared.tasks import ALL_TASKS, TASKS, Kind
 from simulations.comparison.config import Setting
 from simulations.comparison.scene import Scene
@@ -33,13 +33,13 @@ class Answered:
         By person: answers, private size, training cost, as ``evaluate_stacks`` gives them.
     added_ms : float or None
         Milliseconds that the method adds to a generated token; None where no model is asked.
-    prompt_tokens : float
-        Tokens that it adds to a prompt, on average.
+    prompt_tokens : dict of float
+        By task, tokens that it adds to a prompt, on average; none where it adds none.
     """
 
     outcomes: list[Outcome]
     added_ms: float | None = None
-    prompt_tokens: float = 0.0
+    prompt_tokens: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Contender:
         Where the method makes sense.
     kinds : tuple of str
         Kinds of task that it can answer.
+    differs : callable
+        Whether it is in a scene anything but another contender under another name.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Contender:
     traffic: Callable[[Scene], Traffic] = field(default=lambda scene: Traffic(0, 0))
     settings: tuple[Setting, ...] = BOTH
     kinds: tuple[Kind, ...] = ("classification", "rating", "generation")
+    differs: Callable[[Scene], bool] = field(default=lambda scene: True)
 
 
 def evaluated(scene: Scene, stacks: Sequence[Personalised]) -> Answered:
@@ -82,18 +85,17 @@ def evaluated(scene: Scene, stacks: Sequence[Personalised]) -> Answered:
     return Answered(outcomes, added, _more_tokens(scene, stacks[0].examples))
 
 
-def _more_tokens(scene: Scene, examples: Examples) -> float:
-    """Return how many tokens examples add to a query, on average."""
-    if not examples.count:
-        return 0.0
-    longer = []
-    for user in scene.people:
+def _more_tokens(scene: Scene, examples: Examples) -> dict[str, float]:
+    """Return how many tokens examples add to a query, on average, by task."""
+    longer: dict[str, list[int]] = {}
+    for user in scene.people if examples.count else ():
         for query in user.queries:
             task = TASKS[query.task]
-            wide = roomier(scene.base, examples.of(task))
-            put = encode_prompt(wide, query_prompt(scene.base, user, query, examples))
-            longer.append(len(put) - len(encode_prompt(scene.base, task.query_prompt(query))))
-    return sum(longer) / len(longer)
+            wide, room = roomier(scene.base, examples.of(task)), task_room(scene.base, task)
+            put = encode_prompt(wide, query_prompt(scene.base, user, query, examples), room)
+            plain = encode_prompt(scene.base, task.query_prompt(query), room)
+            longer.setdefault(query.task, []).append(len(put) - len(plain))
+    return {task: sum(tokens) / len(tokens) for task, tokens in sorted(longer.items())}
 
 
 def personalised(scene: Scene, method: Method, release: Release) -> list[Personalised]:
@@ -147,4 +149,5 @@ def of_devices(
         "router statistics" if routed else "nothing",
         "the history" if method.population else "nothing",
         lambda scene: parts_traffic(scene.retrieving(retrieved, tasks).release, method),
+        differs=lambda scene: not retrieved or scene.retrieving(retrieved, tasks) is not scene,
     )

@@ -187,7 +187,7 @@ def _row(method: str, block: Block, cells: Sequence[Cell]) -> Row:
         pooled=score_pooled(
             task.kind, [a.prediction for a in everything], [a.gold for a in everything], task.labels
         ),
-        cost=_cost(cells),
+        cost=_cost(cells, block.task),
     )
 
 
@@ -195,7 +195,7 @@ def _means(values: Mapping[str, Sequence[float]]) -> Scores:
     return {name: float(np.mean(own)) for name, own in sorted(values.items())}
 
 
-def _cost(cells: Sequence[Cell]) -> Cost:
+def _cost(cells: Sequence[Cell], task: str) -> Cost:
     people: list[Person] = [person for cell in cells for person in cell.people]
     timed = [cell.added_ms for cell in cells if cell.added_ms is not None]
 
@@ -209,7 +209,7 @@ def _cost(cells: Sequence[Cell]) -> Cost:
         seconds=mean(person.seconds for person in people),
         tokens=mean(person.tokens for person in people),
         added_ms=float(np.median(timed)) if timed else None,
-        prompt_tokens=mean(cell.prompt_tokens for cell in cells),
+        prompt_tokens=mean(cell.prompt_tokens.get(task, 0.0) for cell in cells),
     )
 
 

@@ -28,7 +28,7 @@ from shared.errors import MesofedError
 from shared.lora.algebra import base_weights, merged, scale
 from shared.protocol import RouterStatistics, statistics_from_record, statistics_to_record
 from shared.release import Release
-from shared.retrieval import Examples, before, query_prompt
+from shared.retrieval import Examples, query_prompt
 from shared.samples import Sample, answer_room, encode, encode_prompt
 from shared.tasks import TASKS
 
@@ -529,25 +529,42 @@ def test_a_release_with_examples_is_learnt_and_asked_with_own_items_alone(
             assert prompt.count("\n\n") >= min(1, len(own))
             asked = encode(wide, prompt, query.gold, room)
             assert answered[query.query_id]["nll"] == pytest.approx(loss(base, asked), rel=2e-3)
-    # A prompt that a person types comes after the nearest of all own items.
-    typed = user.history[0].text[:40]
-    shown = before(base, typed, 8, typed, user.history, Examples(1, 64))
-    assert shown.endswith(typed)
-    assert len(shown) > len(typed)
-    with device_reads() as read:
-        device.answer("oppu", typed, 8)
-    assert read == [shown]
+
+
+def test_a_typed_prompt_has_own_items_before_it_if_it_is_put_as_such_a_query(
+    federation: Any, newcomer: Callable[..., Device], base: BaseModel
+) -> None:
+    examples = Examples(1, 64, ("headline",))
+    files = federation.signed(replace(federation.release(1, base), examples=examples))
+    user = federation.people.device[1]
+    device = newcomer(user, methods=("oppu",))
+    settle(device, files)
+    headlines = [query for query in user.queries if query.task == "headline"]
+    for query in headlines:
+        prompt = TASKS["headline"].query_prompt(query)
+        for count in (8, 60):  # more than half of max_tokens, which cuts the question no further
+            with device_reads() as read:
+                device.answer("oppu", prompt, count)
+            ((shown, ids),) = read
+            assert shown == query_prompt(base, user, query, examples)
+            assert base.tokenizer.decode(ids) == shown
+    assert headlines
+    for other in ("tell me a joke", "post: a walk\ntag:"):
+        with device_reads() as read:
+            device.answer("oppu", other, 8)
+        assert [shown for shown, _ in read] == [other]
 
 
 @contextmanager
-def device_reads() -> Iterator[list[str]]:
-    """Collect the prompts that devices continue meanwhile."""
-    read: list[str] = []
+def device_reads() -> Iterator[list[tuple[str, list[int]]]]:
+    """Collect the prompts that devices continue meanwhile, and the tokens they are cut to."""
+    read: list[tuple[str, list[int]]] = []
     generate = client.device.generate
 
-    def noted(base: BaseModel, parts: Any, prompts: Any, count: int) -> Any:
-        read.extend(prompt for group in prompts for prompt in group)
-        return generate(base, parts, prompts, count)
+    def noted(base: BaseModel, parts: Any, prompts: Any, count: int, room: int) -> Any:
+        for prompt in prompts[0]:
+            read.append((prompt, list(encode_prompt(base, prompt, room))))
+        return generate(base, parts, prompts, count, room)
 
     client.device.generate = noted
     try:

@@ -76,6 +76,9 @@ def test_later_overrides_win() -> None:
         ("seed=1.5", "seed: .*1.5"),
         ("seed=-1", "seed: .*greater than or equal to 0; got -1"),
         ("bank=3", "bank: "),
+        ("retrieval.items=9", "retrieval.items"),
+        ("retrieval.tasks=[]", "retrieval.tasks"),
+        ('retrieval.tasks=["thoughts"]', "retrieval.tasks"),
         ("bank.temperature=0", "bank.temperature"),
         ("bank.temperature=nan", "bank.temperature"),
         ("private.stack_rank=5", "private.stack_rank: .*less than or equal to 4"),
@@ -187,3 +190,9 @@ def test_what_is_dumped_is_read_back(
     path = tmp_path_factory.mktemp("config") / "config.toml"
     path.write_bytes(dump_config(config).encode())
     assert load_config(path) == config
+
+
+def test_a_private_bank_and_items_in_several_samples_exclude_each_other() -> None:
+    load_config(None, ("bank.dp_epsilon=8", "retrieval.items=0"))
+    with pytest.raises(MesofedError, match="stands in later samples too"):
+        load_config(None, ("bank.dp_epsilon=8", "retrieval.items=1"))

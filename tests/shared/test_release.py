@@ -178,6 +178,8 @@ def test_a_repacked_release_is_accepted(base: BaseModel, files: Files) -> None:
         ({"count": -1, "tokens": 64}, "examples.count"),
         ({"count": 1, "tokens": 10_000}, "examples.tokens"),
         ({"count": 1, "tokens": 1}, "examples.tokens"),
+        ({"count": 1, "tokens": 64, "tasks": []}, "examples.tasks"),
+        ({"count": 1, "tokens": 64, "tasks": ["headline"] * 99}, "examples.tasks"),
         ({"count": 1}, "examples.tokens"),
     ],
 )

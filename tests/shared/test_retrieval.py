@@ -3,12 +3,14 @@
 import math
 import re
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.base_model import BaseModel
+from shared.base_model import BaseModel, load_base
+from shared.config import BaseConfig
 from shared.corpus.user import ProfileItem, Query, User
 from shared.retrieval import (
     NO_EXAMPLES,
@@ -19,6 +21,7 @@ from shared.retrieval import (
     queries_with_examples,
     query_prompt,
     roomier,
+    task_of,
 )
 from shared.samples import encode_prompt, history_samples
 from shared.tasks import TASKS
@@ -150,3 +153,39 @@ def test_only_questions_of_the_named_tasks_have_examples(base: BaseModel) -> Non
     )
     long = item(2, "apple " * 60)  # is cut as without examples
     assert history_with_examples(base, [tag, long], free) == history_samples(base, [tag, long])
+
+
+def test_a_prompt_is_known_by_how_it_is_put(base: BaseModel) -> None:
+    asked = task_of("post: an apple\nheadline:", ("tagging", "headline"))
+    assert asked == (TASKS["headline"], "an apple")
+    assert task_of("post: an apple\ntag: ", ("tagging", "headline")) == (
+        TASKS["tagging"],
+        "an apple",
+    )
+    assert task_of("an apple", ("tagging", "headline")) is None
+    assert task_of("post: an apple\nheadline:", ("tagging",)) is None
+
+
+def test_a_character_that_is_cut_in_two_is_left_out(base: BaseModel) -> None:
+    history = [item(0, "\N{ROCKET}" * 60, "dream")]  # four tokens each in this model
+    for tokens in range(40, 48):
+        put = before(base, "apple", 8, "apple", history, Examples(1, tokens))
+        assert "\N{REPLACEMENT CHARACTER}" not in put
+        assert "\N{ROCKET}" in put
+
+
+@given(st.integers(1, 8), st.integers(32, 256), st.integers(0, 80))
+@settings(max_examples=30, deadline=None)
+def test_examples_have_the_room_that_they_take(count: int, tokens: int, long: int) -> None:
+    base = tiny_base()
+    history = [item(i, "apple " * long, "dream") for i in range(9)]
+    examples, room = Examples(count, tokens), 8
+    put = before(base, "apple " * 90, room, "apple", history, examples)
+    kept = encode_prompt(roomier(base, examples), put, room)
+    assert base.tokenizer.decode(list(kept)) == put
+
+
+@cache
+def tiny_base() -> BaseModel:
+    config = BaseConfig(name="tiny", format="fp32", max_tokens=64, top_layers=2)
+    return load_base(config, ("q_proj",))

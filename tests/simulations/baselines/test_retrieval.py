@@ -27,7 +27,9 @@ def test_nobody_elses_items_and_no_later_task_are_in_a_prompt(scene: Scene) -> N
 def test_every_form_answers_everybody_with_longer_prompts(contender: object, scene: Scene) -> None:
     answered = contender.answer(scene)  # type: ignore[attr-defined]
     assert [len(o["queries"]) for o in answered.outcomes] == [len(u.queries) for u in scene.people]
-    assert answered.prompt_tokens > 5
+    asked = {query.task for user in scene.people for query in user.queries}
+    assert set(answered.prompt_tokens) == asked
+    assert min(answered.prompt_tokens.values()) > 5
     assert all(o["private_bytes"] == 0 for o in answered.outcomes)
 
 
@@ -49,10 +51,21 @@ def test_a_method_with_examples_has_a_release_of_its_own_trained_with_them(scene
 
 
 def test_a_private_part_learns_from_prompts_with_examples(scene: Scene) -> None:
-    with_items, without = of_devices("oppu", 1, "oppu-rag-1"), of_devices("oppu")
+    with_items = of_devices("oppu", 1, "oppu-rag-1", ("headline",))
+    without = of_devices("oppu")
     assert with_items.name == "oppu-rag-1"
     longer, plain = with_items.answer(scene), without.answer(scene)
-    assert longer.prompt_tokens > 5
-    assert plain.prompt_tokens == 0
-    assert [o["tokens"] for o in longer.outcomes] > [o["tokens"] for o in plain.outcomes]
+    assert longer.prompt_tokens["headline"] > 5
+    assert longer.prompt_tokens["tagging"] == 0
+    assert plain.prompt_tokens == {}
+    # Somebody's first headline has none before it.
+    more, less = ([o["tokens"] for o in answered.outcomes] for answered in (longer, plain))
+    assert all(a >= b for a, b in zip(more, less, strict=True))
+    assert sum(more) > sum(less)
     assert with_items.traffic(scene) == without.traffic(scene)
+
+
+def test_a_method_is_left_out_where_it_would_be_another_under_a_second_name(scene: Scene) -> None:
+    assert not of_devices("meso", 1, "meso-rag-1", ("tweet_paraphrase",)).differs(scene)
+    assert of_devices("meso", 1, "meso-rag-1", ("headline",)).differs(scene)
+    assert of_devices("meso").differs(scene)

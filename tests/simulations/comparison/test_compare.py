@@ -123,3 +123,18 @@ def test_the_command_says_what_to_do(
     assert "expected some of base, population" in wrong.text
     assert wrong.text.count("got 'mesa' (did you mean 'meso'?)") == wrong.text.count("got") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_a_comparison_of_an_older_format_is_not_gone_on_with(
+    comparison: Any, mesofed: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "older"
+    shutil.copytree(comparison.folder, folder)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    del record["comparison_format"]
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    before = cells(folder)
+    resumed = mesofed("compare", "--resume", folder)
+    assert resumed.code == 1
+    assert "it is of format 1" in resumed.text
+    assert cells(folder) == before
