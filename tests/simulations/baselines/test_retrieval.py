@@ -51,14 +51,14 @@ def test_a_method_with_examples_has_a_release_of_its_own_trained_with_them(scene
 
 
 def test_a_private_part_learns_from_prompts_with_examples(scene: Scene) -> None:
-    with_items = of_devices("oppu", 1, "oppu-rag-1", ("headline",))
+    with_items = of_devices("oppu", 1, "oppu-rag-1", ("tagging",))
     without = of_devices("oppu")
     assert with_items.name == "oppu-rag-1"
     longer, plain = with_items.answer(scene), without.answer(scene)
-    assert longer.prompt_tokens["headline"] > 5
-    assert longer.prompt_tokens["tagging"] == 0
+    assert longer.prompt_tokens["tagging"] > 5
+    assert longer.prompt_tokens["headline"] == 0
     assert plain.prompt_tokens == {}
-    # Somebody's first headline has none before it.
+    # Somebody's first item of a task has none before it.
     more, less = ([o["tokens"] for o in answered.outcomes] for answered in (longer, plain))
     assert all(a >= b for a, b in zip(more, less, strict=True))
     assert sum(more) > sum(less)
