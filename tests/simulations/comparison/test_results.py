@@ -41,7 +41,7 @@ def cell(
         )
         for user_id, own in right.items()
     )
-    return Cell(method, "all", setting, seed, 100.0, 7.0, 0.5, 0.0, people)
+    return Cell(method, "all", setting, seed, 100.0, 7.0, 0.5, {"tagging": 9.0}, people)
 
 
 def of(results: Results, method: str, setting: str = "federated") -> Row:
@@ -99,7 +99,7 @@ def test_errors_count_the_other_way() -> None:
     def rated(method: str, said: str) -> Cell:
         answers = (Answer("q", "rating", said, "4", None),)
         people = (Person("u", None, 3, 0, 0.0, 0, (), answers),)
-        return Cell(method, "all", "federated", 1, 0, 0, None, 0, people)
+        return Cell(method, "all", "federated", 1, 0, 0, None, {}, people)
 
     results = results_of([rated("population", "1"), rated("user-mean", "3.5")], [])
     row = results.row("user-mean", Block("rating", "all", "federated"))
