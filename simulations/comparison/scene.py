@@ -1,7 +1,8 @@
 """A scene: the people, the release and the base model on which methods are compared.
 
 Everything that two methods have in common is made once and found here: one population LoRA, one
-release, one embedding of each person. What a method alone needs lies in the scene's folder too.
+release, one embedding of each person. What a method alone needs lies in the scene's folder too; a
+scene with own items in the prompts, and a release trained so, is one of its own below it.
 """
 
 import json
