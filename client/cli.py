@@ -295,6 +295,7 @@ def forget(
 def _erased(vault: Path) -> str:
     """Say what is left of a vault that is about to be erased, elsewhere."""
     from client.lock import LOCK, read_lock
+    from client.seal import NewerError
 
     if not (vault / LOCK).exists():
         return (
@@ -303,6 +304,8 @@ def _erased(vault: Path) -> str:
         )
     try:
         kind = read_lock(vault).kind
+    except NewerError:
+        raise
     except MesofedError:
         return "Its lock was damaged, so nobody could open it any more."
     if kind == "keyring":

@@ -1,6 +1,7 @@
 """The boundary: two requests, one journal, and the same bytes however often they are asked for."""
 
 import base64
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -165,7 +166,7 @@ def test_a_device_takes_the_next_key_from_the_one_it_trusts_and_the_old_one_no_m
     from shared.signature import Signer, rotation, sign_release
 
     keys = [Ed25519PrivateKey.generate() for _ in range(3)]
-    steps = [rotation(old, new.public_key()) for old, new in zip(keys, keys[1:], strict=False)]
+    steps = [rotation(old, new.public_key()) for old, new in itertools.pairwise(keys)]
     old, new, newest = (Signer(key, tuple(steps[:n])) for n, key in enumerate(keys))
     vault = sealed_device.vault
     vault.trust(old.public)
