@@ -114,8 +114,9 @@ def start(
 ) -> None:
     """Run the device agent: it owns the vault and the model, and answers the SuperNode.
 
-    The SuperNode's processes ask it over a Unix socket. They can bring a release and ask for the
-    router statistics; there is no way to ask for anything else.
+    The SuperNode's processes ask it over a Unix socket. They can bring a release and ask for its
+    router statistics: at once or, in privacy mode central, by the four messages of a secure sum.
+    There is no way to ask for anything else.
     """
     from shared.config import load_config
     from shared.quiet import quiet_libraries
@@ -295,6 +296,7 @@ def forget(
 def _erased(vault: Path) -> str:
     """Say what is left of a vault that is about to be erased, elsewhere."""
     from client.lock import LOCK, read_lock
+    from client.seal import NewerError
 
     if not (vault / LOCK).exists():
         return (
@@ -303,6 +305,8 @@ def _erased(vault: Path) -> str:
         )
     try:
         kind = read_lock(vault).kind
+    except NewerError:
+        raise
     except MesofedError:
         return "Its lock was damaged, so nobody could open it any more."
     if kind == "keyring":

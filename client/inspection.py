@@ -89,6 +89,7 @@ def _told(entries: Sequence[Mapping[str, Any]], raw: bool) -> Iterator[str]:
     size = sum(len(e["bytes"]) * e["times"] for e in entries)
     again = total - len(entries)
     yield f"Sent: {total:,} answers, {again:,} of them repeats, {size:,} bytes in all"
+    yield "  every answer is here; refusals are numbers with fixed texts, and are not"
     for entry in entries:
         what = "  (empty: installed)" if not entry["records"] else ""
         yield f"  {entry['time']} {entry['request']} release {entry['release']}{what}"

@@ -9,6 +9,7 @@ changed without touching the vault's files.
 
 import base64
 import binascii
+import json
 import os
 import secrets
 from collections.abc import Callable
@@ -18,7 +19,16 @@ from typing import Annotated, Any, Literal
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from client.seal import KEY_BYTES, MAGIC, OPEN, DamagedError, Seal
+from client.seal import (
+    FORMAT,
+    KEY_BYTES,
+    MAGIC,
+    OPEN,
+    DamagedError,
+    NewerError,
+    Seal,
+    sealed_format,
+)
 from shared.atomic_file import write_bytes
 from shared.errors import MesofedError
 
@@ -154,10 +164,14 @@ def read_lock(folder: Path) -> Lock:
     ------
     MesofedError
         If it is missing or damaged.
+    NewerError
+        If it is of a later format.
     """
     path = folder / LOCK
     try:
-        lock = Lock.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
+        _check_format(path, data)
+        lock = Lock.model_validate_json(data)
     except (OSError, ValidationError) as error:
         raise MesofedError(
             f"Expected the lock of a vault in {path}; it is missing or damaged. Restore it from a "
@@ -182,6 +196,8 @@ def forget_key(folder: Path) -> None:
         return
     try:
         lock = read_lock(folder)
+    except NewerError:  # where its key is kept, only a newer Mesofed knows
+        raise
     except MesofedError:
         lock = None
     if lock is not None and lock.kind == "keyring":
@@ -203,9 +219,20 @@ def _wrap(folder: Path, vault: str, key: bytes, passphrase: str) -> Seal:
     return Seal(key)
 
 
+def _check_format(path: Path, data: bytes) -> None:
+    """Refuse a lock of a later format, whatever else is in it."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):  # no lock at all
+        return
+    number = found.get("format") if isinstance(found, dict) else None
+    if type(number) is int and number > FORMAT:
+        raise NewerError(str(path), number)
+
+
 def _begins_sealed(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+        return sealed_format(file.read(len(MAGIC))) is not None
 
 
 def _wrapped_name(vault: str) -> str:

@@ -15,11 +15,29 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from shared.errors import MesofedError
 
 KEY_BYTES = 32
-MAGIC, _NONCE_BYTES, _TAG_BYTES = b"MSV1", 12, 16
+FORMAT = 1
+_FAMILY, _NONCE_BYTES, _TAG_BYTES = b"MSV", 12, 16
+MAGIC = _FAMILY + b"%d" % FORMAT
 
 
 class DamagedError(MesofedError):
     """A sealed file that does not open: damaged, changed, moved, or sealed with another key."""
+
+
+class NewerError(MesofedError):
+    """Something that a newer Mesofed has written: sound, and not to be taken for missing."""
+
+    def __init__(self, what: str, found: int) -> None:
+        super().__init__(
+            f"Expected {what} in format {FORMAT}; got format {found}: a vault made by a newer "
+            "Mesofed. Update Mesofed; nothing was changed."
+        )
+
+
+def sealed_format(data: bytes) -> int | None:
+    """Return the format that sealed data begins with, or None if it is not sealed."""
+    number = data[len(_FAMILY) : len(MAGIC)]
+    return int(number) if data.startswith(_FAMILY) and number.isdigit() else None
 
 
 @dataclass(frozen=True)
@@ -55,20 +73,27 @@ class Seal:
         ------
         DamagedError
             If the data is not what was written there.
+        NewerError
+            If it was written in a later format.
         """
         if self.key is None:
             return data
-        start = len(MAGIC) + _NONCE_BYTES
-        if not data.startswith(MAGIC) or len(data) < start + _TAG_BYTES:
+        start, found = len(MAGIC) + _NONCE_BYTES, sealed_format(data)
+        if found is None or len(data) < start + _TAG_BYTES:
             raise DamagedError(f"Expected {name} of the vault to be sealed; it is damaged.")
         nonce = data[len(MAGIC) : start]
         try:
             sealed = memoryview(data)[start:]
-            return AESGCM(self.key).decrypt(nonce, sealed, MAGIC + name.encode())
+            opened = AESGCM(self.key).decrypt(nonce, sealed, MAGIC + name.encode())
         except InvalidTag as error:
+            if found > FORMAT:
+                raise NewerError(f"{name} of the vault", found) from error
             raise DamagedError(
                 f"{name} of the vault does not open: it was damaged or changed."
             ) from error
+        if found != FORMAT:  # the number alone is damaged, for the rest is of this format
+            raise DamagedError(f"{name} of the vault begins with another format than it has.")
+        return opened
 
 
 OPEN = Seal()

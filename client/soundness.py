@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from client.agent_errors import ERRORS, error_journal
 from client.ledger import ledger
 from client.lock import LOCK, PERSON, read_lock
-from client.seal import DamagedError
+from client.seal import DamagedError, NewerError
 from client.sent import END, JOURNAL, REPEATS
 from client.traces import SOCKETS, remembered_sockets
 from client.vault import Vault, read_tensors
@@ -80,6 +80,11 @@ def damages(vault: Vault) -> tuple[Damage, ...]:
 
     An agent may be at work in the vault: what it has not finished yet, or takes away meanwhile, is
     no damage.
+
+    Raises
+    ------
+    NewerError
+        If a newer Mesofed has written anything in it.
     """
     return tuple(
         Damage(part, str(error)) for part, check in CHECKS.items() for error in check(vault)
@@ -96,6 +101,8 @@ def _failing(*reads: Callable[[], object]) -> Iterator[MesofedError]:
     for read in reads:
         try:
             read()
+        except NewerError:  # no damage
+            raise
         except MesofedError as error:
             yield error
 

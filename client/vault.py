@@ -7,7 +7,7 @@
     releases/r1/                 the current release, and the one before
     installed.json               which of them is current
     private/r1/<method>.*        user LoRA or stack, fusion weights, learning curve, settings
-    journal                      everything that was sent, byte for byte, in order
+    journal                      every answer that was sent, byte for byte, in order; no refusals
     journal.end, repeats/7.json  how far it goes; how often the answer in record 7 was given
     statistics/r1.json           the router statistics of a release, before any noise
     sessions/r1.json             the secrets of a secure sum, while it lasts

@@ -46,7 +46,8 @@ Protocol {protocol}. This page is made from the table in `shared/wire.py`, by `p
 shared.wire`, and a test holds it current. Nothing but these messages passes between a server and a
 device. A device builds every answer afresh from the values below; whatever is of another name,
 type, length or bound does not leave it. What goes wrong leaves as one of the numbers at the end,
-with its fixed text.
+with its fixed text. The device's journal has every answer, byte for byte; a refusal is one of
+those few fixed texts, and is not in it.
 
 *Bytes* are those of a message's records as Flower serialises them. Places, keys and shares are
 packed one after the other into one field."""

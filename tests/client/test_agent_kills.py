@@ -4,12 +4,13 @@ import base64
 import contextlib
 import os
 import random
+import secrets
 import shutil
 import signal
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,115 @@ from client.agent import Agent
 from client.agent_call import ask_agent
 from client.agent_errors import error_journal
 from client.device import Device
+from client.ledger import ledger
+from shared.config import PrivacyConfig
 from shared.errors import MesofedError
 from shared.flower_internals import content_to_bytes
+from shared.privacy import LedgerEntry, calibrate
 from shared.protocol import (
     INSTALL_RELEASE,
+    NOISED_STATISTICS,
     ROUTER_STATISTICS,
     ProtocolError,
     RouterStatistics,
+    noised_request,
     release_to_content,
     statistics_request,
 )
+from shared.secure_aggregation.device_session import DeviceSession
+from shared.secure_aggregation.messages import (
+    KEYS,
+    MASKED,
+    SHARES,
+    UNMASK,
+    Session,
+    read_reply,
+    request_content,
+)
+from shared.secure_aggregation.server_session import ServerSession
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to kill cheaply")
 Said = tuple[str, int, bytes]
-ROUND = [
-    (request, version) for version in (1, 2) for request in (INSTALL_RELEASE, ROUTER_STATISTICS)
-]
+QUESTIONS = {
+    "off": (ROUTER_STATISTICS,),
+    "local": (NOISED_STATISTICS,),
+    "central": (KEYS, SHARES, MASKED, UNMASK),
+}
+PAID = {"local": NOISED_STATISTICS, "central": MASKED}
+"""The question whose answer costs, by privacy mode."""
+NOISE = calibrate(8.0, 1e-5, 2)
+ME, PEERS = 1, (2, 3, 4, 5)
+
+
+@dataclass
+class Server:
+    """What asks one device through two releases; the others of its secure sums are in memory."""
+
+    mode: str
+    files: dict[int, Any]
+    received: list[Said] = field(default_factory=list)
+    sums: dict[int, ServerSession] = field(init=False)
+    totals: list[object] = field(default_factory=list)
+    _asked: dict[tuple[str, int], Any] = field(default_factory=dict)
+    _peers: dict[int, DeviceSession] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nonce = secrets.token_bytes(32)
+        self.sums = {n: ServerSession(Session(1, n, nonce, NOISE), 5, 7) for n in self.files}
+
+    @property
+    def steps(self) -> list[tuple[str, int]]:
+        requests = (INSTALL_RELEASE, *QUESTIONS[self.mode])
+        return [(request, version) for version in self.files for request in requests]
+
+    def ask(self, request: str, version: int) -> Any:
+        """Return a question; who asks again asks the same."""
+        if (request, version) not in self._asked:
+            self._asked[request, version] = self._question(request, version)
+        return self._asked[request, version]
+
+    def take(self, request: str, version: int, reply: Any) -> None:
+        new = (request, version) not in [said[:2] for said in self.received]
+        self.received.append((request, version, content_to_bytes(reply)))
+        if new and request in QUESTIONS["central"]:
+            self._take(request, version, read_reply(request, reply))
+
+    def _question(self, request: str, version: int) -> Any:
+        if request == INSTALL_RELEASE:
+            return release_to_content(self.files[version], version)
+        if request == ROUTER_STATISTICS:
+            return statistics_request(version)
+        if request == NOISED_STATISTICS:
+            return noised_request(version, NOISE)
+        server = self.sums[version]
+        body = {
+            KEYS: lambda node: None,
+            SHARES: server.roster,
+            MASKED: server.delivery,
+            UNMASK: server.survivors,
+        }[request](ME)
+        return request_content(server.session, body)
+
+    def _take(self, request: str, version: int, mine: Any) -> None:
+        server, others = self.sums[version], self._peers
+        if request == KEYS:
+            others |= {n: DeviceSession(server.session, secrets.token_bytes(32)) for n in PEERS}
+            keys = {node: state.keys() for node, state in others.items()}
+            self.sums[version], refused = server.advertise({ME: mine, **keys})
+            assert refused == {}
+            return
+        said = {ME: mine}
+        for node, state in others.items():
+            if request == SHARES:
+                others[node], said[node] = state.deal(server.roster(node), 5)
+            elif request == MASKED:
+                others[node], said[node] = state.masked(server.delivery(node), [0] * 7)
+            else:
+                others[node], said[node] = state.reveal(server.survivors(node))
+        if request == UNMASK:
+            self.totals.append(server.open(said).total)
+        else:
+            self.sums[version] = (server.deal if request == SHARES else server.mask)(said)
 
 
 def drawn(self: Device) -> RouterStatistics:
@@ -91,24 +185,19 @@ class Child:
                 os.kill(self.id, signal.SIGKILL)
 
 
-def play(agent: Agent, child: Child, files: dict[int, Any], received: list[Said]) -> bool:
+def play(agent: Agent, child: Child, server: Server) -> bool:
     """Ask as a server does, on from where it was; return whether the round came to its end."""
-    done = [(request, version) for request, version, _ in received]
-    left = [step for step in ROUND if step not in done]
+    done = [(request, version) for request, version, _ in server.received]
+    left = [step for step in server.steps if step not in done]
     for request, version in [*done[-1:], *left]:  # what was answered last is asked again
-        content = (
-            release_to_content(files[version], version)
-            if request == INSTALL_RELEASE
-            else statistics_request(version)
-        )
         try:
-            reply = ask_agent(agent.path, request, content)
+            reply = ask_agent(agent.path, request, server.ask(request, version))
         except ProtocolError:
             raise
         except MesofedError:
             assert not child.alive or wait(lambda: not child.alive)
             return False
-        received.append((request, version, content_to_bytes(reply)))
+        server.take(request, version, reply)
     # A kill may come while the device trains, too.
     return wait(lambda: not child.alive or trained(agent)) and trained(agent)
 
@@ -125,56 +214,78 @@ def wait(condition: Any, seconds: float = 60.0) -> bool:
     return True
 
 
-def check(agent: Agent, received: list[Said], kills: int) -> None:
-    vault = agent.device.vault
+@dataclass
+class Kept:
+    """What a vault had after the kill before: it must have it still."""
+
+    answers: list[Said] = field(default_factory=list)
+    costs: tuple[LedgerEntry, ...] = ()
+
+
+def check(agent: Agent, server: Server, before: Kept, kills: int) -> None:
+    vault, received = agent.device.vault, server.received
     assert vault.person().user_id == "wilhelmina"
     assert vault.installed() in (None, 1, 2)
     entries = vault.sent.entries()
     kept = [(e["request"], e["release"], base64.b64decode(e["content"])) for e in entries]
     assert len(set(kept)) == len(kept), "an answer that was repeated is in the journal twice"
+    assert kept[: len(before.answers)] == before.answers
     times = Counter({one: e["times"] for one, e in zip(kept, entries, strict=True)})
     assert Counter(received) <= times, "the journal lost what a client has received"
     firsts = list(dict.fromkeys(received))
     assert [one for one in kept if one in firsts] == firsts
     # A kill may leave one answer that was written down and not received, and no more.
     assert times.total() <= len(received) + kills
-    for version in (1, 2):
-        said = {data for request, n, data in kept if (request, n) == (ROUTER_STATISTICS, version)}
-        assert len(said) <= 1, "two different statistics for one release"
+    steps = [(request, version) for request, version, _ in kept]
+    assert len(set(steps)) == len(steps), "two different answers about one release"
+    costs = ledger(vault)
+    assert costs[: len(before.costs)] == before.costs
+    paid = [version for request, version in steps if request == PAID.get(server.mode)]
+    assert [entry.release for entry in costs] == paid, "an answer is not in the ledger once"
+    for entry in costs:
+        assert entry.mechanism == server.mode
+        assert NOISE <= entry.noise_multiplier < 1.001 * NOISE
+    before.answers, before.costs = kept, costs
     errors = [entry["error"] for entry in error_journal(vault).entries()]
     assert errors == []
 
 
-def trial(kills: int, agent: Agent, files: dict[int, Any], folder: Path) -> None:
+def trial(
+    kills: int, mode: str, device: Device, socket: Path, files: dict[int, Any], folder: Path
+) -> None:
     """Kill an agent so many times, on a vault that is made anew when its round has ended."""
-    untouched = folder / "untouched"
-    shutil.copytree(agent.device.vault.folder, untouched)
-    begin, received = time.monotonic(), list[Said]()
-    with Child(agent, 120) as child:
-        assert play(agent, child, files, received)
-    assert len(received) == len(ROUND)
-    whole, moments, finished, killed, rounds = (
-        time.monotonic() - begin,
-        random.Random(7),
-        True,
-        0,
-        0,
+    privacy = PrivacyConfig.model_validate(
+        {"mode": mode, "epsilon": 8.0, "delta": 1e-5, "honest_share": 1.0, "minimum_devices": 5}
     )
+    untouched = folder / "untouched"
+    agent = Agent(replace(device, privacy=privacy), socket)
+    shutil.copytree(device.vault.folder, untouched)
+    begin, server = time.monotonic(), Server(mode, files)
+    with Child(agent, 120) as child:
+        assert play(agent, child, server)
+    assert len(server.received) == len(server.steps)
+    check(agent, server, Kept(), 0)
+    whole, moments, finished = time.monotonic() - begin, random.Random(7), True
+    killed, rounds, left, kept = 0, 0, 0, Kept()
     for _ in range(kills):
         if finished:
-            rounds, received, killed = rounds + 1, [], 0
+            rounds, killed, kept, server = rounds + 1, 0, Kept(), Server(mode, files)
             home = replace(agent.device.vault, folder=folder / f"round{rounds}")
             shutil.copytree(untouched, home.folder)
-            agent = Agent(replace(agent.device, vault=home), agent.path)
+            agent = Agent(replace(agent.device, vault=home), socket)
         with Child(agent, moments.uniform(0, whole)) as child:
-            finished = play(agent, child, files, received)
+            finished = play(agent, child, server)
         killed += 1
-        check(agent, received, killed)
+        check(agent, server, kept, killed)
+        left += finished
     if not finished:  # the last one comes to its end, too
         with Child(agent, 120) as child:
-            assert play(agent, child, files, received)
-        check(agent, received, killed)
-    print(f"{kills} kills in {rounds} rounds of {whole:.2f} s")
+            assert play(agent, child, server)
+        check(agent, server, kept, killed)
+    if mode == "central":
+        assert len(server.totals) == len(files)
+        assert None not in server.totals
+    print(f"{mode}: {kills} kills in {rounds} rounds of {whole:.2f} s, {kills - left} within one")
 
 
 @pytest.fixture
@@ -182,14 +293,19 @@ def files(federation: Any) -> dict[int, Any]:
     return {version: federation.release_files(version) for version in (1, 2)}
 
 
+MODES = pytest.mark.parametrize("mode", list(QUESTIONS))
+
+
+@MODES
 def test_an_agent_that_is_killed_at_any_moment_loses_and_doubles_nothing(
-    sealed_device: Device, files: dict[int, Any], short_path: Path, tmp_path: Path
+    mode: str, sealed_device: Device, files: dict[int, Any], short_path: Path, tmp_path: Path
 ) -> None:
-    trial(6, Agent(sealed_device, short_path / "agent.sock"), files, tmp_path)
+    trial(6, mode, sealed_device, short_path / "agent.sock", files, tmp_path)
 
 
 @pytest.mark.slow
+@MODES
 def test_an_agent_that_is_killed_a_hundred_times_loses_and_doubles_nothing(
-    sealed_device: Device, files: dict[int, Any], short_path: Path, tmp_path: Path
+    mode: str, sealed_device: Device, files: dict[int, Any], short_path: Path, tmp_path: Path
 ) -> None:
-    trial(100, Agent(sealed_device, short_path / "agent.sock"), files, tmp_path)
+    trial(100, mode, sealed_device, short_path / "agent.sock", files, tmp_path)

@@ -1,7 +1,9 @@
 """The boundary: two requests, one journal, and the same bytes however often they are asked for."""
 
 import base64
+import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +156,37 @@ def test_a_release_of_another_server_is_refused_and_not_kept(
             answer(sealed_device, INSTALL_RELEASE, release_to_content(hostile, 2))
     assert sealed_device.vault.installed() == 1
     assert sealed_device.vault.trusted() == federation.server_key
+
+
+def test_a_device_takes_the_next_key_from_the_one_it_trusts_and_the_old_one_no_more(
+    sealed_device: Device, federation: Any
+) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from shared.signature import Signer, rotation, sign_release
+
+    keys = [Ed25519PrivateKey.generate() for _ in range(3)]
+    steps = [rotation(old, new.public_key()) for old, new in itertools.pairwise(keys)]
+    old, new, newest = (Signer(key, tuple(steps[:n])) for n, key in enumerate(keys))
+    vault = sealed_device.vault
+    vault.trust(old.public)
+
+    def bring(version: int, signer: Signer) -> None:
+        files = sign_release(federation.release_files(version), signer)
+        answer(sealed_device, INSTALL_RELEASE, release_to_content(files, version))
+
+    bring(1, old)
+    assert vault.trusted() == old.public
+    bring(2, new)
+    assert Vault(vault.folder, vault.seal).trusted() == new.public
+    # The very same release, which a device takes any number of times; only its key is another.
+    with pytest.raises(MesofedError, match=f"signed with the key {re.escape(new.public)}; got"):
+        bring(2, old)
+    bring(2, new)
+    # A release that is refused for another reason changes no key.
+    with pytest.raises(MesofedError, match="newer than 2"):
+        bring(1, newest)
+    assert vault.trusted() == new.public
 
 
 # At rest

@@ -421,6 +421,31 @@ def test_forget_erases_all_and_needs_no_passphrase(
     assert sealed.parent.exists()
 
 
+def test_a_vault_of_a_newer_mesofed_says_to_update_and_nothing_is_changed(
+    mesofed: Any, sealed: Path
+) -> None:
+    for name, later in (
+        ("person.jsonl", b"MSV2" + bytes(80)),
+        ("statistics/r1.json", b"MSV2" + bytes(80)),
+        ("lock.json", (sealed / "lock.json").read_bytes().replace(b'"format": 1', b'"format": 2')),
+    ):
+        path = sealed / name
+        path.parent.mkdir(exist_ok=True)
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(later)
+        said = f"{name} of the vault in format 1; got format 2"
+        if name == "lock.json":
+            said = "lock.json in format 1; got format 2"
+            refused(mesofed("device", "forget", sealed, "--yes"), said)
+        done = mesofed("device", "inspect", sealed)
+        refused(done, said)
+        assert "Update Mesofed" in done.text
+        assert "damaged" not in done.text
+        assert path.read_bytes() == later
+        path.unlink() if before is None else path.write_bytes(before)
+    assert mesofed("device", "inspect", sealed).code == 0
+
+
 def start(
     mesofed: Any,
     arguments: tuple[Any, ...],

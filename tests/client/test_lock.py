@@ -23,7 +23,7 @@ from client.lock import (
     read_lock,
     unlock,
 )
-from client.seal import OPEN, Seal
+from client.seal import OPEN, NewerError, Seal
 from client.vault import Vault
 from shared.corpus.user import User
 from shared.errors import MesofedError
@@ -196,7 +196,7 @@ BROKEN = [
     "null",
     "\0",
     '{"format": 1, "vault": "%s", "kind": "passphrase"}' % ("0" * 32),
-    '{"format": 2, "vault": "%s", "kind": "keyring"}' % ("0" * 32),
+    '{"format": 0, "vault": "%s", "kind": "keyring"}' % ("0" * 32),
     '{"format": 1, "vault": "../..", "kind": "keyring"}',
 ]
 
@@ -206,6 +206,22 @@ def test_a_damaged_lock_is_named_before_anybody_is_asked(tmp_path: Path, text: s
     (tmp_path / LOCK).write_text(text)
     with pytest.raises(MesofedError, match=r"lock\.json"):
         unlock(tmp_path, never)
+
+
+@pytest.mark.parametrize("more", [{}, {"kind": "passkey", "rounds": [1]}])
+def test_the_lock_of_a_newer_mesofed_says_to_update_and_is_not_destroyed(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    lock_with_passphrase(tmp_path, WORDS)
+    content = json.loads((tmp_path / LOCK).read_text())
+    later = json.dumps({**content, **more, "format": 2})
+    (tmp_path / LOCK).write_text(later)
+    for use in (lambda: unlock(tmp_path, never), lambda: forget_key(tmp_path)):
+        with pytest.raises(
+            NewerError, match=r"lock\.json in format 1; got format 2.*Update Mesofed"
+        ):
+            use()
+    assert (tmp_path / LOCK).read_text() == later
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.seal import KEY_BYTES, OPEN, DamagedError, Seal
+from client.seal import KEY_BYTES, OPEN, DamagedError, NewerError, Seal
 from shared.errors import MesofedError
 
 KEY = bytes(range(KEY_BYTES))
@@ -144,6 +144,19 @@ def test_every_flipped_bit_is_refused() -> None:
         data[where // 8] ^= 1 << where % 8
         with pytest.raises(DamagedError, match="a of the vault"):
             seal.open("a", bytes(data))
+
+
+def test_a_later_format_is_not_taken_for_damage() -> None:
+    later = b"MSV2" + bytes(60)
+    with pytest.raises(
+        NewerError, match=r"a of the vault in format 1; got format 2.*Update Mesofed"
+    ):
+        Seal(KEY).open("a", later)
+    # What counts as missing where it is damaged must not be made anew over it.
+    assert not issubclass(NewerError, DamagedError)
+    # With the rest in this format, the number alone is damaged.
+    with pytest.raises(DamagedError, match="begins with another format"):
+        Seal(KEY).open("a", b"MSV2" + bytes(Seal(KEY).close("a", b"text")[4:]))
 
 
 def test_every_truncation_and_every_addition_is_refused() -> None:

@@ -17,7 +17,9 @@ import torch
 
 import client.vault
 from client.device import Device
+from client.lock import change_passphrase, lock_with_passphrase, unlock
 from client.seal import OPEN, Seal
+from client.traces import remember_socket, remembered_sockets
 from client.vault import Vault
 from shared import atomic_file
 from shared.base_model import BaseModel
@@ -405,6 +407,8 @@ WRITES: list[Write] = [
     ("embedding", lambda vault: vault.save_embedding("f", torch.ones(3))),
     ("statistics", lambda vault: vault.save_statistics(1, {"release": 1})),
     ("journal", lambda vault: vault.sent.add(answered(1))),
+    ("session", lambda vault: vault.save_session(1, b"of a sum")),
+    ("sockets", lambda vault: remember_socket(vault.folder, Path("/run/one.sock"))),
 ]
 AGAIN: list[Write] = [
     ("move in", lambda vault: vault.move_in(BOB)),
@@ -415,6 +419,8 @@ AGAIN: list[Write] = [
     ("statistics", lambda vault: vault.save_statistics(1, {"release": 1, "again": 1})),
     ("journal", lambda vault: vault.sent.add(answered(2))),
     ("repeat", lambda vault: vault.sent.add({**answered(1), "time": "later"})),
+    ("session", lambda vault: vault.save_session(1, b"of the same sum, a stage on")),
+    ("sockets", lambda vault: remember_socket(vault.folder, Path("/run/two.sock"))),
 ]
 
 
@@ -430,6 +436,8 @@ def state(vault: Vault) -> dict[str, Any]:
         "statistics": vault.statistics(1),
         "journal": [entry["release"] for entry in vault.sent.entries()],
         "repeat": vault.sent.entries()[0]["times"],
+        "session": vault.session(1),
+        "sockets": remembered_sockets(vault.folder),
     }
 
 
@@ -547,6 +555,38 @@ def test_a_kill_at_every_write_leaves_the_former_or_the_new_state(
     assert number >= 4  # the kills did hit the writes
     assert seen[0] is False
     assert seen[-1] is True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to kill cheaply")
+@pytest.mark.usefixtures("quick_lock")
+def test_a_kill_at_every_write_of_a_new_passphrase_leaves_one_of_the_two(tmp_path: Path) -> None:
+    old, new, before = "four quiet old ducks", "six loud young geese", tmp_path / "before"
+    seal = lock_with_passphrase(before, old)
+    vault = Vault(before, seal)
+    vault.move_in(ANN)
+    opening, number = [], 0
+    while True:
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(before, copy)
+        died = killed_at(number, lambda home=copy: change_passphrase(home, seal, new))
+        found = {words: opened for words in (old, new) if (opened := opens(copy, words))}
+        assert len(found) == 1
+        opening += found
+        assert [Vault(copy, opened).person() for opened in found.values()] == [ANN]
+        change_passphrase(copy, seal, new)  # nothing is in the way of the same again
+        assert (opens(copy, old), opens(copy, new)) == (None, seal)
+        if not died:
+            break
+        number += 1
+    assert number >= 4
+    assert (opening[0], opening[-1]) == (old, new)
+
+
+def opens(folder: Path, passphrase: str) -> Seal | None:
+    try:
+        return unlock(folder, lambda: passphrase)
+    except MesofedError:
+        return None
 
 
 # Releases that many vaults share

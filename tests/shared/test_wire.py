@@ -1,14 +1,11 @@
-"""The table of messages: what is declared comes through, and ten thousand other things do not."""
+"""The table of messages: what is declared comes through, and what contradicts it does not."""
 
-import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from shared import protocol
 from shared.config import MAX_ANCHORS, MAX_EXPERTS
@@ -183,100 +180,6 @@ def test_another_version_is_told_apart_whatever_else_it_says(name: str) -> None:
         with pytest.raises(ProtocolError) as caught:
             READ[name](content)
         assert caught.value.refusal is Refusal.OTHER_PROTOCOL
-
-
-# Ten thousand messages that are not what the table declares.
-
-
-def unchecked(record: Any, fields: dict[str, Any]) -> Any:
-    """Write fields past Flower's own checks, as a hostile peer would."""
-    made = type(record)()
-    made.__dict__["_data"] = fields
-    return made
-
-
-def broken_value(field: Field, value: Any, rng: random.Random) -> Any:
-    """Return a value that the field's form does not admit."""
-    other = ["text", True, None, {"a": 1}, [["x"]], float("nan"), [float("inf")], b"", [b"x"]]
-    if field.kind == "bytes":
-        longer = field.size * (field.most + 1)
-        other += [value + b"x", value + bytes(longer), "x" * len(value), list(value), 7]
-        if field.size > 1 and value:
-            other.append(value[:-1])
-        if field.least > 0:
-            other.append(b"")
-        else:
-            other = [item for item in other if item != b""]
-        return rng.choice(other)
-    number = int if field.kind.startswith("int") else float
-    beyond = [number(field.low - 1), number(field.high + 1), math.nan, -math.inf, 10**30]
-    swapped = float(field.high) if number is int else int(field.low)
-    if not field.kind.endswith("s"):
-        return rng.choice([*other, *beyond, swapped, [value], b"1"])
-    at = rng.randrange(len(value))
-    one = [*value[:at], rng.choice([*beyond, swapped, True, None, "x"]), *value[at + 1 :]]
-    return rng.choice([*other, one, one, one, [], value * (field.most + 1), tuple(value)])
-
-
-def broken(content: RecordDict, forms: tuple[RecordForm, ...], rng: random.Random) -> RecordDict:
-    """Return content that differs from the declared form in one place."""
-    made = RecordDict(dict(content))
-    form = rng.choice([form for form in forms if isinstance(form.fields, tuple)])
-    record: Any = content[form.name]
-    fields = dict(record)
-    assert isinstance(form.fields, tuple)
-    field = rng.choice(form.fields)
-    move = rng.randrange(9)
-    if move == 0:
-        del made[form.name]
-    elif move == 1:
-        extra = rng.choice(["user_lora", "round2", "", "Session", form.name.upper()])
-        made[extra] = rng.choice(
-            [ConfigRecord(), MetricRecord({"a": 1}), ArrayRecord({"w": Array(np.ones(3))})]
-        )
-    elif move == 2:
-        made[form.name + "s"] = made[form.name]
-        del made[form.name]
-    elif move == 3:
-        wrong = MetricRecord if isinstance(record, ConfigRecord) else ConfigRecord
-        made[form.name] = unchecked(wrong(), fields)
-    elif move == 4:
-        del fields[field.name]
-        made[form.name] = unchecked(record, fields)
-    elif move == 5:
-        made[form.name] = unchecked(record, {**fields, "more": rng.choice([1, "x", b"x", 1.0])})
-    elif move == 6:
-        fields[field.name.replace("-", "_") + "_"] = fields.pop(field.name)
-        made[form.name] = unchecked(record, fields)
-    else:
-        fields[field.name] = broken_value(field, fields[field.name], rng)
-        made[form.name] = unchecked(record, fields)
-    return made
-
-
-def test_ten_thousand_hostile_answers_are_refused_each_with_a_fixed_text() -> None:
-    rng, reasons = random.Random(1), set()
-    good = answers()
-    for _ in range(10_000):
-        name = rng.choice(list(good))
-        content = broken(good[name], BY_TYPE[name].up, rng)
-        with pytest.raises(ProtocolError) as caught:
-            canonical_reply(name, content, 3)
-        reasons.add(caught.value.reason)
-    # As many texts as the table can make, whatever came.
-    assert 20 < len(reasons) < 60
-
-
-def test_ten_thousand_hostile_questions_are_refused_each_with_a_fixed_text() -> None:
-    rng, reasons = random.Random(2), set()
-    good = questions()
-    for _ in range(10_000):
-        name = rng.choice(list(good))
-        content = broken(good[name], BY_TYPE[name].down, rng)
-        with pytest.raises(ProtocolError) as caught:
-            READ[name](content)
-        reasons.add(caught.value.reason)
-    assert 20 < len(reasons) < 80
 
 
 @pytest.mark.parametrize(
