@@ -82,6 +82,15 @@ def test_groups_are_known_by_the_nearest_centre() -> None:
     assert set(others) == {0, 1, 2}
 
 
+def test_places_that_have_nothing_to_do_with_groups_tell_none() -> None:
+    rng, areas = np.random.default_rng(3), []
+    for seed in range(400):
+        own, groups = rng.integers(2, size=6).tolist(), [0] * 6 + [1] * 4
+        known = [(rng.normal(size=3), group) for group in groups]
+        areas.append(auc(groups_by_centres(list(rng.normal(size=(6, 3))), own, known, seed)))
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.03)
+
+
 WORDS = ("the sea is calm", "seven dry stones")
 
 
