@@ -19,6 +19,7 @@ from shared.corpus.user import ProfileItem
 from shared.lora.lora import Lora
 from shared.progress import stage
 from shared.release import Release
+from shared.retrieval import Examples
 from shared.seeding import derive_seed
 from simulations.audit.attack import Attack, judge
 from simulations.audit.federations import Ground
@@ -96,7 +97,9 @@ def measure_price(ground: Ground, release: Release) -> Price:
             banks.append(compute(lambda e=epsilon: _priced(ground, release, anchors, e)))  # type: ignore[misc]
             progress.advance(1)
     alone = compute(
-        lambda: [_mean_loss(ground.base, [release.population], p.kept) for p in anchors]
+        lambda: [
+            _mean_loss(ground.base, [release.population], p.kept, release.examples) for p in anchors
+        ]
     )
     return Price(len(anchors), bootstrap_mean(alone), tuple(banks))
 
@@ -104,9 +107,9 @@ def measure_price(ground: Ground, release: Release) -> Price:
 def _priced(
     ground: Ground, release: Release, anchors: list[Halved], epsilon: float | None
 ) -> BankPrice:
-    base, config = ground.base, ground.config
+    base, config, examples = ground.base, ground.config, release.examples
     bank = config.bank.model_copy(update={"dp_epsilon": epsilon or 0.0})
-    members = [(p.given.user_id, samples_of(base, p.given.history)) for p in anchors]
+    members = [(p.given.user_id, samples_of(base, p.given.history, examples)) for p in anchors]
     with base.lock:
         # The seed of the release's own bank: without a change of budget it is the very same.
         trained = train_bank(
@@ -120,16 +123,19 @@ def _priced(
         delta=bank.dp_delta if epsilon else None,
         noise_multiplier=(min(noises), max(noises)) if noises else None,
         kept_nll=bootstrap_mean(
-            [_mean_loss(base, s, p.kept) for s, p in zip(stacks, anchors, strict=True)]
+            [_mean_loss(base, s, p.kept, examples) for s, p in zip(stacks, anchors, strict=True)]
         ),
         given_nll=bootstrap_mean(
-            [_mean_loss(base, s, p.given.history) for s, p in zip(stacks, anchors, strict=True)]
+            [
+                _mean_loss(base, s, p.given.history, examples)
+                for s, p in zip(stacks, anchors, strict=True)
+            ]
         ),
         attack=judge(
             BANK,
             TRAINED_ON,
             KNOWN_ANCHOR,
-            membership_by_likelihood(base, [release.population], loras, anchors),
+            membership_by_likelihood(base, [release.population], loras, anchors, examples),
             config.seed,
         ),
     )
@@ -139,8 +145,10 @@ def _budgets(trained: object) -> list[Budget]:
     return list(trained.budgets.values()) if isinstance(trained, PrivatelyTrained) else []
 
 
-def _mean_loss(base: BaseModel, loras: list[Lora], items: tuple[ProfileItem, ...]) -> float:
-    return float(np.mean(item_losses(base, loras, samples_of(base, items))))
+def _mean_loss(
+    base: BaseModel, loras: list[Lora], items: tuple[ProfileItem, ...], examples: Examples
+) -> float:
+    return float(np.mean(item_losses(base, loras, samples_of(base, items, examples))))
 
 
 def _bank_log(run: Path) -> dict[str, list[str]]:

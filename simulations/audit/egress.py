@@ -1,7 +1,7 @@
 """Egress: every byte that leaves the devices of three federations, searched for canaries.
 
 mesofed     our apps, most of the devices with handlers that leak behind the egress guard
-uploads     a contrast: devices send their user LoRAs, as federated averaging does
+uploads     a contrast: devices send the user LoRAs that ought to stay
 unguarded   a contrast: devices raise exceptions with private texts, and no guard is there
 """
 

@@ -30,7 +30,7 @@ from simulations.audit.wire import Left, TappedGrid
 from simulations.local_grid import run_on
 
 UPLOADED = "oppu"
-"""The method whose user LoRA devices upload in a contrast."""
+"""The method whose user LoRA devices upload in a contrast; no federated averaging does that."""
 LEAST_SERVER_USERS, LEAST_DEVICES = 4, 4
 RELEASE = 1
 """That all federations are about."""

@@ -1,39 +1,35 @@
 """Membership and attribute inference: what the server, or anyone with a release, can infer.
 
 from router statistics   whose history it is; which group. In mode central none reach the server
-from a release           what an anchor's meta-LoRA and the population LoRA were trained on
-from uploaded user LoRAs what they were trained on; which group. No device of Mesofed uploads one
+from a release           what an anchor's meta-LoRA and the population LoRA were trained on; which
+                         group an anchor is of, by the meta-LoRA and by the place
+from uploaded user LoRAs what they were trained on; which group. No device of Mesofed uploads one:
+                         it is the LoRA of method `oppu`, trained over the release's population LoRA
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
 from client.vault import Vault
 from server.training import release_folder
+from shared.base_model import BaseModel
 from shared.compute import compute
+from shared.embedding import embed_user
 from shared.lora.lora import Lora
 from shared.progress import stage
 from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
-from simulations.audit.attack import Attack, Scored, judge
+from simulations.audit.attack import Attack, Scored, Scores, judge
 from simulations.audit.bank_price import BANK, KNOWN_ANCHOR, TRAINED_ON, anchors_of
 from simulations.audit.federations import UPLOADED, Ground, PeopleRun, vault_folder_of
+from simulations.audit.groups import can_ask, group_of, groups_by_centres, groups_by_likelihood
 from simulations.audit.likelihood import gains, membership_by_likelihood, samples_of
 from simulations.audit.people import Halved
-from simulations.audit.seen_statistics import (
-    expected_statistics,
-    group_by_statistics,
-    linkage,
-    other_groups,
-    with_groups,
-)
+from simulations.audit.seen_statistics import expected_statistics, linkage
 from simulations.audit.sent_statistics import sent_vectors
 
-SAMPLES_OF_A_GROUP = 8
-"""Items by which a group is known to the attacker on uploaded LoRAs."""
 STATISTICS, POPULATION, UPLOADS = "router statistics", "population LoRA", "uploaded user LoRA"
+PLACES = "anchors' places"
 WHOSE, GROUP = "whose history is it?", "which group?"
 
 
@@ -79,18 +75,17 @@ def _on_statistics(ground: Ground, ran: PeopleRun, release: Release) -> list[Att
             seed,
         ),
     ]
-    if with_groups([*people, *ground.server]):
+    if can_ask(people, ground.server):
         known = [
-            (expected_statistics(ground.base, release, p.given.history), _group(p))
+            (expected_statistics(ground.base, release, p.given.history), group_of(p))
             for p in ground.server
         ]
-        groups = [_group(person) for person in people]
         found.append(
             judge(
                 STATISTICS,
                 GROUP,
                 "base model, release, histories and groups of the server's users",
-                group_by_statistics(seen, groups, known, seed),
+                groups_by_centres(seen, [group_of(p) for p in people], known, seed),
                 seed,
             )
         )
@@ -101,25 +96,66 @@ def _on_release(ground: Ground, ran: PeopleRun, release: Release) -> list[Attack
     base, seed = ground.base, ground.config.seed
     population = [release.population]
     anchors = anchors_of(ground)
-    return [
+    found = [
         judge(
             BANK,
             TRAINED_ON,
             KNOWN_ANCHOR,
-            membership_by_likelihood(base, population, release.bank, anchors),
+            membership_by_likelihood(base, population, release.bank, anchors, release.examples),
             seed,
         ),
         judge(
             POPULATION,
             TRAINED_ON,
             "the release and the item",
-            _by_population(ground, release.population),
+            _by_population(ground, release),
             seed,
         ),
     ]
+    strangers = _strangers(ground, anchors)
+    if can_ask(anchors, strangers):
+        own = [group_of(anchor) for anchor in anchors]
+        found += [
+            judge(
+                BANK,
+                GROUP,
+                "the release, items and groups of people who are no anchors",
+                groups_by_likelihood(
+                    base, population, release.bank, own, strangers, release.examples, seed
+                ),
+                seed,
+            ),
+            judge(
+                PLACES,
+                GROUP,
+                "base model, release, histories and groups of people who are no anchors",
+                groups_by_centres(
+                    [place.double().numpy() for place in release.anchors],
+                    own,
+                    [(_place(base, release, p), group_of(p)) for p in strangers],
+                    seed,
+                ),
+                seed,
+            ),
+        ]
+    return found
 
 
-def _by_population(ground: Ground, population: Lora) -> list[Scored]:
+def _strangers(ground: Ground, anchors: Sequence[Halved]) -> list[Halved]:
+    """Return all people but the anchors, of whom the attacker has the release alone."""
+    ids = {anchor.given.user_id for anchor in anchors}
+    return [p for p in (*ground.server, *ground.devices) if p.given.user_id not in ids]
+
+
+def _place(base: BaseModel, release: Release, person: Halved) -> Scores:
+    """Return where an anchor with a person's given history would stand in a release, (k,)."""
+    with base.lock:
+        place = release.space.place(embed_user(base, person.given.history))
+    found: Scores = place.double().numpy()
+    return found
+
+
+def _by_population(ground: Ground, release: Release) -> list[Scored]:
     """Score items by how much likelier the population LoRA makes them; the base is the reference.
 
     Nobody else has trained a population LoRA, so there is none to compare with.
@@ -128,7 +164,7 @@ def _by_population(ground: Ground, population: Lora) -> list[Scored]:
     return [
         Scored(
             *(
-                gains(base, [], population, samples_of(base, items))
+                gains(base, [], release.population, samples_of(base, items, release.examples))
                 for items in (person.given.history, person.kept)
             )
         )
@@ -145,18 +181,26 @@ def _on_uploads(ground: Ground, ran: PeopleRun, release: Release) -> list[Attack
             UPLOADS,
             TRAINED_ON,
             "the release, the item, and the user LoRAs of all devices",
-            membership_by_likelihood(base, below, loras, people),
+            membership_by_likelihood(base, below, loras, people, release.examples),
             seed,
             contrast=True,
         )
     ]
-    if with_groups([*people, *ground.server]):
+    if can_ask(people, ground.server):
         found.append(
             judge(
                 UPLOADS,
                 GROUP,
                 "the release, the device's user LoRA, items and groups of the server's users",
-                _groups_by_uploads(ground, below, loras),
+                groups_by_likelihood(
+                    base,
+                    below,
+                    loras,
+                    [group_of(person) for person in people],
+                    ground.server,
+                    release.examples,
+                    seed,
+                ),
                 seed,
                 contrast=True,
             )
@@ -164,37 +208,8 @@ def _on_uploads(ground: Ground, ran: PeopleRun, release: Release) -> list[Attack
     return found
 
 
-def _groups_by_uploads(
-    ground: Ground, below: Sequence[Lora], loras: Sequence[Lora]
-) -> list[Scored]:
-    """Score a device's own group and one other by how much likelier its LoRA makes their items."""
-    items = {
-        group: [item for p in ground.server if _group(p) == group for item in p.given.history][
-            :SAMPLES_OF_A_GROUP
-        ]
-        for group in sorted({_group(person) for person in ground.server})
-    }
-    own = [_group(person) for person in ground.devices]
-    others = other_groups(own, sorted(items), ground.config.seed)
-
-    def score(lora: Lora, group: int) -> float:
-        samples = samples_of(ground.base, items[group])
-        return float(gains(ground.base, below, lora, samples).mean())
-
-    return [
-        Scored(np.array([score(lora, one)]), np.array([score(lora, other)]))
-        for lora, one, other in zip(loras, own, others, strict=True)
-    ]
-
-
 def _user_lora(ran: PeopleRun, device: int) -> Lora:
     found = Vault(vault_folder_of(ran.run, device)).load_private(1, UPLOADED)
     if found is None:
         raise RuntimeError(f"device {device} in {ran.run} has trained no user LoRA")
     return Lora.from_tensors({k: v for k, v in found[0].items() if k != "weights"})
-
-
-def _group(person: Halved) -> int:
-    if person.given.group is None:
-        raise RuntimeError("the corpus tells no groups")
-    return person.given.group

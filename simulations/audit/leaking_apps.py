@@ -1,7 +1,7 @@
 """ClientApps that would let secrets out: behind Mesofed's egress guard, and without any.
 
 Behind the guard nothing of them may arrive. Without it everything must, or the search is worth
-nothing: an upload of the user LoRA, as federated averaging sends it, and an error with its text.
+nothing: an upload of the user LoRA that the device keeps, and an error with its text.
 """
 
 from collections.abc import Callable, Mapping
@@ -142,7 +142,7 @@ def guarded_app(faults: Mapping[int, Tried], ran: set[tuple[int, str]]) -> Clien
 
 
 def uploading_app() -> ClientApp:
-    """Return a ClientApp that installs, trains and uploads, as federated averaging does."""
+    """Return a ClientApp that installs, trains and uploads the user LoRA that ought to stay."""
     app = ClientApp()
 
     @app.train("install_release")

@@ -22,7 +22,8 @@ from shared.corpus.user import ProfileItem
 from shared.lora.algebra import concatenate
 from shared.lora.layer import Parts
 from shared.lora.lora import Lora
-from shared.samples import Sample, collate, history_samples
+from shared.retrieval import Examples, history_with_examples
+from shared.samples import Sample, collate
 from shared.training import answer_losses, mean_per_user
 from simulations.audit.attack import Scored, Scores
 from simulations.audit.people import Halved
@@ -53,7 +54,11 @@ def gains(base: BaseModel, below: Sequence[Lora], lora: Lora, samples: Sequence[
 
 
 def membership_by_likelihood(
-    base: BaseModel, below: Sequence[Lora], loras: Sequence[Lora], people: Sequence[Halved]
+    base: BaseModel,
+    below: Sequence[Lora],
+    loras: Sequence[Lora],
+    people: Sequence[Halved],
+    examples: Examples,
 ) -> list[Scored]:
     """Score each person's given items (members) and kept items (others) by the person's LoRA.
 
@@ -64,13 +69,17 @@ def membership_by_likelihood(
     loras, people : sequence of Lora and of Halved
         One LoRA a person; those of the next ``REFERENCES`` people are compared with, and where
         there is one person alone, the parts below.
+    examples : Examples
+        Own items before each, as in the training of the LoRAs.
     """
     count = len(loras)
     scored = []
     for place, (lora, person) in enumerate(zip(loras, people, strict=True)):
         next_ones = range(place + 1, place + 1 + min(REFERENCES, count - 1))
         references = [[*below, loras[other % count]] for other in next_ones] or [[*below]]
-        members, others = samples_of(base, person.given.history), samples_of(base, person.kept)
+        members, others = (
+            samples_of(base, items, examples) for items in (person.given.history, person.kept)
+        )
         items = [*members, *others]
         compared = np.mean([item_losses(base, parts, items) for parts in references], axis=0)
         scores = compared - item_losses(base, [*below, lora], items)
@@ -78,6 +87,10 @@ def membership_by_likelihood(
     return scored
 
 
-def samples_of(base: BaseModel, items: Sequence[ProfileItem]) -> list[Sample]:
-    """Return the samples of history items."""
-    return history_samples(base, items)
+def samples_of(base: BaseModel, items: Sequence[ProfileItem], examples: Examples) -> list[Sample]:
+    """Return the samples of one half of a person's history, oldest first, as training makes them.
+
+    An item has earlier ones of its own half before it: given items just what they were trained
+    with, and kept items what they would have been, had the lot fallen the other way.
+    """
+    return history_with_examples(base, items, examples)

@@ -1,4 +1,4 @@
-"""Attacks on router statistics: whose they are, and of which group.
+"""Attacks on router statistics: what a history would send, and whose history was sent.
 
 The attacker is the server: it knows base model and release, so it computes for any text that it
 knows what a device with that history would send, and compares. A candidate scores by how much
@@ -21,7 +21,6 @@ from shared.routing import normalised_entropy
 from shared.seeding import derive_seed
 from shared.statistic_vector import UNITS, encode
 from simulations.audit.attack import Scored, Scores
-from simulations.audit.people import Halved
 
 
 def expected_statistics(
@@ -67,49 +66,11 @@ def linkage(seen: Sequence[Scores], expected: Sequence[Scores], seed: int) -> li
     ]
 
 
-def group_by_statistics(
-    seen: Sequence[Scores],
-    groups: Sequence[int],
-    known: Sequence[tuple[Scores, int]],
-    seed: int,
-) -> list[Scored]:
-    """Score, for each device, its own group and one other by the distance to a group's centre.
-
-    Parameters
-    ----------
-    groups : sequence of int
-        The devices' own.
-    known : sequence of (ndarray, int)
-        Expected statistics and group of people whom the attacker knows.
-    """
-    names = sorted({group for _, group in known})
-    centres = [np.mean([vector for vector, own in known if own == g], axis=0) for g in names]
-    scores = [dict(zip(names, _scores(sent, centres), strict=True)) for sent in seen]
-    return [
-        Scored(np.array([by_group[own]]), np.array([by_group[other]]))
-        for by_group, own, other in zip(
-            scores, groups, other_groups(groups, names, seed), strict=True
-        )
-    ]
-
-
 def derangement(count: int, seed: int) -> list[int]:
     """Return an order of ``count`` places, at least two, in which none is in its own place."""
     order = np.random.default_rng(derive_seed(seed, "derangement")).permutation(count)
     after = {int(one): int(other) for one, other in zip(order, np.roll(order, 1), strict=True)}
     return [after[place] for place in range(count)]
-
-
-def other_groups(groups: Sequence[int], all_groups: Sequence[int], seed: int) -> list[int]:
-    """Return for each a group that is not its own, drawn by lot."""
-    rng = np.random.default_rng(derive_seed(seed, "other group"))
-    return [int(rng.choice([group for group in all_groups if group != own])) for own in groups]
-
-
-def with_groups(people: Sequence[Halved]) -> bool:
-    """Return whether the corpus tells everybody's group, and there are at least two."""
-    groups = {person.given.group for person in people}
-    return None not in groups and len(groups) > 1
 
 
 def _scores(sent: Scores, candidates: Sequence[Scores]) -> Scores:

@@ -93,9 +93,12 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
     assert {attack["target"] for attack in found["attacks"]} == {
         "router statistics",
         "meta-LoRA bank",
+        "anchors' places",
         "population LoRA",
         "uploaded user LoRA",
     }
+    asked = [a["target"] for a in found["attacks"] if a["question"] == "which group?"]
+    assert asked == ["router statistics", "meta-LoRA bank", "anchors' places", "uploaded user LoRA"]
     # Without noise, who knows a person's whole history knows the person's statistics.
     assert found["attacks"][0]["question"] == "whose history is it?"
     assert found["attacks"][0]["auc"] == 1.0

@@ -1,7 +1,6 @@
 """What an attacker expects of a history is what a device with that history sends."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +11,7 @@ from simulations.audit.inference import release_of
 from simulations.audit.seen_statistics import (
     derangement,
     expected_statistics,
-    group_by_statistics,
     linkage,
-    other_groups,
-    with_groups,
 )
 from simulations.audit.sent_statistics import sent_vectors
 
@@ -63,24 +59,3 @@ def test_noise_that_all_candidates_share_does_not_blind_the_attack() -> None:
     members = np.concatenate([person.members for person in scored])
     others = np.concatenate([person.others for person in scored])
     assert area(members, others) == 1.0
-
-
-def test_groups_are_known_by_the_nearest_centre() -> None:
-    known = [(np.array([1.0, 0.1]), 0), (np.array([0.9, 0.0]), 0), (np.array([0.0, 1.0]), 1)]
-    seen = [np.array([0.8, 0.2]), np.array([0.1, 0.7])]
-    scored = group_by_statistics(seen, [0, 1], known, seed=1)
-    assert (
-        area(
-            np.concatenate([s.members for s in scored]), np.concatenate([s.others for s in scored])
-        )
-        == 1.0
-    )
-    others = other_groups([0, 1, 2] * 10, [0, 1, 2], seed=1)
-    assert all(own != other for own, other in zip([0, 1, 2] * 10, others, strict=True))
-    assert set(others) == {0, 1, 2}
-
-
-def test_groups_are_asked_for_only_where_they_are_known(ground: Ground) -> None:
-    assert with_groups(ground.devices)
-    unknown = replace(ground.devices[0], given=replace(ground.devices[0].given, group=None))
-    assert not with_groups([*ground.devices, unknown])

@@ -210,7 +210,12 @@ def test_in_mode_central_there_is_the_sum_alone(grounds: Grounds, people_runs: R
     with pytest.raises(RuntimeError, match="have sent no statistics"):
         sent_vectors(people)
     targets = {attack.target for attack in measure_inference(grounds("central"), people)}
-    assert targets == {"meta-LoRA bank", "population LoRA", "uploaded user LoRA"}
+    assert targets == {
+        "meta-LoRA bank",
+        "anchors' places",
+        "population LoRA",
+        "uploaded user LoRA",
+    }
 
 
 @pytest.mark.parametrize("mode", ["off", "local", "central"])
