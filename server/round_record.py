@@ -10,7 +10,7 @@ from server.secure_round import SecureSum
 from shared.config import PrivacyConfig
 from shared.privacy import LedgerEntry, spent
 from shared.protocol import NoisedStatistics, RouterStatistics
-from shared.statistic_vector import UNITS, decode_mean, plausible
+from shared.statistic_vector import UNITS, bound_influence, decode_mean, plausible
 
 Record = dict[str, Any]
 
@@ -93,7 +93,11 @@ def describe_noised(
 ) -> Record:
     """Return the record of a round in which each device noised its own statistics."""
     nodes = list(gathered.answers)
-    total = [sum(c) for c in zip(*(s.vector for s in gathered.answers.values()), strict=True)]
+    vectors = [
+        bound_influence(said.vector, experts, privacy.variance)
+        for said in gathered.answers.values()
+    ]
+    total = [sum(column) for column in zip(*vectors, strict=True)]
     record = _who(installed, gathered.refused, nodes)
     record["devices"] = _traffic(installed, gathered.bytes_down, gathered.bytes_up, nodes)
     record["mean"] = _means(total, len(nodes), experts)
