@@ -264,15 +264,15 @@ def test_the_log_has_a_line_for_each_reason_and_nothing_that_a_device_wrote(
 ) -> None:
     refuses = fails(int(Refusal.DEVICE_FAILED), "secret")
     script = dict.fromkeys(range(2, 9), refuses) | {1: good, 9: fails(7, "secret"), 10: good}
+    purpose = "send router statistics of release 1"
     reason = REASONS[Refusal.DEVICE_FAILED]
     gather(script)
     assert [(record.name, record.levelname) for record in caplog.records] == [
         ("flwr", "WARNING")
     ] * 2
     assert [record.getMessage() for record in caplog.records] == [
-        "Refused, send router statistics of release 1: 1 x Flower reported error 7 (node 9)",
-        f"Refused, send router statistics of release 1: 7 x {reason} "
-        + "(node 2, 3, 4, 5, 6 and 2 more)",
+        f"Refused, {purpose}: 1 x Flower reported error 7 (node 9)",
+        f"Refused, {purpose}: 7 x {reason} (node 2, 3, 4, 5, 6 and 2 more)",
     ]
 
 
