@@ -1,8 +1,9 @@
 """The Flower ServerApp: train a release, bring it to the devices, gather router statistics; again.
 
 A round is finished when its ``statistics/r<k>.json`` is there. A run that is started anew skips
-finished rounds and goes on with the first that is not. In a deployment nobody else writes down
-what the run is, nor shows how far it has come: then the ServerApp does.
+finished rounds and goes on with the first that is not. When a quorum is missed,
+``missed/r<k>.json`` tells who was refused and why. In a deployment nobody else writes down what the
+run is, nor shows how far it has come: then the ServerApp does.
 """
 
 import json
@@ -16,6 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.exchange import Exchange
+from server.refusals import QuorumError
 from server.round_record import (
     Record,
     RoundPrivacy,
@@ -35,6 +37,7 @@ from shared.atomic_file import write_json
 from shared.compute import compute, use_threads
 from shared.config import RunConfig
 from shared.console import output, say
+from shared.errors import MesofedError
 from shared.flower_internals import plain_errors
 from shared.privacy import (
     calibrate,
@@ -99,7 +102,12 @@ def _run(grid: Grid, config: RunConfig, run_dir: Path) -> None:
         write_run_record(run_dir, config, base, corpus, "deployment", ("flwr", "run"), users)
     for release in unfinished:
         folder = compute(partial(train_release, config, run_dir, release, users))
-        record = run_round(grid, config, folder, release, devices)
+        try:
+            record = run_round(grid, config, folder, release, devices)
+        except QuorumError as missed:
+            file = run_dir / "missed" / f"r{release}.json"
+            write_json(file, missed.record())
+            raise MesofedError(f"{missed} Who was refused, and why: {file}") from missed
         write_json(_statistics_file(run_dir, release), record)
         _sum_file(run_dir, release).unlink(missing_ok=True)
 
@@ -121,7 +129,7 @@ def run_round(grid: Grid, config: RunConfig, folder: Path, release: int, devices
 
     Raises
     ------
-    MesofedError
+    QuorumError
         If too few devices install the release or send valid statistics.
     """
     # The release brings the deep-learning stack; a ServerApp must load without.
@@ -146,9 +154,11 @@ def run_round(grid: Grid, config: RunConfig, folder: Path, release: int, devices
     experts, anchors = manifest["experts"], manifest["anchors"]
     with _progress(f"statistics, release {release}", len(installed.answers)) as on_reply:
         gather = _GATHER[config.privacy.mode]
-        return gather(
-            _Round(grid, config, run_dir, release, installed, needed, experts, anchors), on_reply
-        )
+        a_round = _Round(grid, config, run_dir, release, installed, needed, experts, anchors)
+        try:
+            return gather(a_round, on_reply)
+        except QuorumError as missed:
+            raise missed.after(installed.refused, installed.stray) from None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from shared.errors import MesofedError
+from server.refusals import QuorumError, Refused, counted, log_refused
 from shared.flower_internals import content_bytes
 from shared.protocol import REASONS, ProtocolError, Refusal, ReplyError
 from shared.wire import BY_TYPE
@@ -29,14 +29,6 @@ TOO_LARGE = "the answer has more bytes than the protocol allows"
 
 
 @dataclass(frozen=True)
-class Refused:
-    """An answer that does not count, or that never came."""
-
-    node: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class Exchange(Generic[Answer]):
     """What came of asking devices once.
 
@@ -50,6 +42,8 @@ class Exchange(Generic[Answer]):
         By node id, ascending; a device may have both an answer and a refused second one.
     bytes_down, bytes_up : dict of int to int
         Serialised size of what each device was sent and answered; 0 where nothing went.
+    stray : int
+        Replies to no message that was sent; whose they are cannot be told.
     """
 
     asked: tuple[int, ...]
@@ -57,6 +51,7 @@ class Exchange(Generic[Answer]):
     refused: tuple[Refused, ...]
     bytes_down: dict[int, int]
     bytes_up: dict[int, int]
+    stray: int = 0
 
 
 def exchange(
@@ -84,7 +79,7 @@ def exchange(
 
     Raises
     ------
-    MesofedError
+    QuorumError
         If fewer than ``needed`` devices gave a valid answer.
     """
     deadline = time.monotonic() + deadline_seconds
@@ -92,6 +87,7 @@ def exchange(
     bytes_down, bytes_up = dict.fromkeys(asked, 0), dict.fromkeys(asked, 0)
     answers: dict[int, Answer] = {}
     refused: list[Refused] = []
+    stray = 0
 
     pending: dict[str, int] = {}
     node_of: dict[str, int] = {}
@@ -119,6 +115,7 @@ def exchange(
             # belongs to the device whose message it answers.
             message_id = reply.metadata.reply_to_message_id
             if message_id not in node_of:
+                stray += 1
                 continue
             node = node_of[message_id]
             if message_id not in pending:
@@ -150,7 +147,9 @@ def exchange(
         tuple(sorted(refused, key=lambda entry: entry.node)),
         bytes_down,
         bytes_up,
+        stray,
     )
+    log_refused(purpose, outcome.refused, stray)
     _require_quorum(outcome, purpose, needed)
     return outcome
 
@@ -175,12 +174,16 @@ def _require_quorum(outcome: Exchange[Answer], purpose: str, needed: int) -> Non
     done = len(outcome.answers)
     if done >= needed:
         return
-    counts: dict[str, int] = {}
-    for entry in outcome.refused:
-        counts[entry.reason] = counts.get(entry.reason, 0) + 1
-    reasons = "; ".join(f"{number} x {reason}" for reason, number in sorted(counts.items()))
-    raise MesofedError(
+    reasons = "; ".join(
+        f"{len(nodes)} x {reason}" for reason, nodes in counted(outcome.refused).items()
+    )
+    raise QuorumError(
         f"Expected at least {needed} of {len(outcome.asked)} devices to {purpose}; "
         f"{done} did ({reasons or 'no device was asked'}). Mend the devices and resume the run, "
-        "or lower rounds.quorum."
+        "or lower rounds.quorum.",
+        needed=needed,
+        asked=len(outcome.asked),
+        answered=done,
+        refused=outcome.refused,
+        stray=outcome.stray,
     )

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from server.exchange import Exchange, Refused
+from server.exchange import Exchange
+from server.refusals import Refused, refused_record
 from server.secure_round import SecureSum
 from shared.config import PrivacyConfig
 from shared.privacy import LedgerEntry, spent
 from shared.protocol import NoisedStatistics, RouterStatistics
-from shared.statistic_vector import UNITS, decode_mean, plausible
+from shared.statistic_vector import UNITS, bound_influence, decode_mean, plausible
 
 Record = dict[str, Any]
 
@@ -60,7 +61,7 @@ def describe_round(installed: Exchange[None], gathered: Exchange[RouterStatistic
     depend on the order in which an engine numbers its nodes.
     """
     answers = list(gathered.answers.values())
-    record = _who(installed, gathered.refused, list(gathered.answers))
+    record = _who(installed, gathered.refused, gathered.stray, list(gathered.answers))
     for device, statistics in zip(
         _traffic(installed, gathered.bytes_down, gathered.bytes_up, list(gathered.answers)),
         answers,
@@ -93,8 +94,12 @@ def describe_noised(
 ) -> Record:
     """Return the record of a round in which each device noised its own statistics."""
     nodes = list(gathered.answers)
-    total = [sum(c) for c in zip(*(s.vector for s in gathered.answers.values()), strict=True)]
-    record = _who(installed, gathered.refused, nodes)
+    vectors = [
+        bound_influence(said.vector, experts, privacy.variance)
+        for said in gathered.answers.values()
+    ]
+    total = [sum(column) for column in zip(*vectors, strict=True)]
+    record = _who(installed, gathered.refused, gathered.stray, nodes)
     record["devices"] = _traffic(installed, gathered.bytes_down, gathered.bytes_up, nodes)
     record["mean"] = _means(total, len(nodes), experts)
     record["privacy"] = privacy.record(len(nodes))
@@ -111,7 +116,7 @@ def describe_sum(
     """
     nodes, total = list(summed.opened.devices), summed.opened.total
     trusted = total is not None and plausible(total, len(nodes), experts, privacy.variance)
-    record = _who(installed, summed.refused, nodes)
+    record = _who(installed, summed.refused, summed.stray, nodes)
     record["devices"] = _traffic(installed, summed.bytes_down, summed.bytes_up, nodes)
     record["mean"] = _means(total, len(nodes), experts) if total is not None and trusted else None
     record["joined"] = summed.joined
@@ -120,14 +125,14 @@ def describe_sum(
     return record
 
 
-def _who(installed: Exchange[None], refused: Sequence[Refused], nodes: Sequence[int]) -> Record:
+def _who(
+    installed: Exchange[None], refused: Sequence[Refused], stray: int, nodes: Sequence[int]
+) -> Record:
     return {
         "asked": len(installed.asked),
         "answered": len(nodes),
-        "refused": [
-            {"node": entry.node, "reason": entry.reason}
-            for entry in sorted((*installed.refused, *refused), key=lambda entry: entry.node)
-        ],
+        "refused": refused_record((*installed.refused, *refused)),
+        "stray": installed.stray + stray,
         "devices": [],
     }
 

@@ -27,7 +27,7 @@ from shared.protocol import (
     statistics_from_content,
     statistics_request,
 )
-from shared.statistic_vector import noise_bound, within_bounds
+from shared.statistic_vector import plausible
 
 
 def wait_for_devices(
@@ -174,17 +174,18 @@ def gather_noised(
 ) -> Exchange[NoisedStatistics]:
     """Ask devices for noised statistics; see ``gather_statistics``.
 
-    No number of an answer is farther out of its bounds than the noise of an honest device is ever
-    let be, so a device moves a mean by no more than ``(1 + 2 noise_bound / UNITS) / devices``.
+    No number of an answer, and no sum of a group of weights, is farther out than the noise of an
+    honest device ever brings it.
     """
     question = noised_request(release, noise_multiplier)
-    bound = noise_bound(noise_variance(noise_multiplier))
+    variance, length = noise_variance(noise_multiplier), experts + anchors + 2
 
     def read(node: int, content: RecordDict) -> NoisedStatistics:
         statistics = noised_from_content(content)
         if statistics.release != release:
             raise ReplyError(REASONS[Refusal.OTHER_RELEASE])
-        if not within_bounds(statistics.vector, experts, anchors, bound):
+        vector = statistics.vector
+        if len(vector) != length or not plausible(vector, 1, experts, variance):
             raise ReplyError("noised statistics are not within the noise that was asked for")
         return statistics
 

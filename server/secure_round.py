@@ -8,14 +8,15 @@ and would not join a second sum.
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from server.exchange import Exchange, Refused, exchange
+from server.exchange import Exchange, exchange
+from server.refusals import QuorumError, Refused, log_refused
 from shared.atomic_file import write_bytes
 from shared.errors import MesofedError
 from shared.secure_aggregation.messages import (
@@ -50,9 +51,11 @@ class SecureSum:
     needed, joined : int
         Devices that the session needed, and that were in it: each one's noise is a share for both.
     refused : tuple of Refused
-        Of all stages.
+        Of all stages, those before the server was killed and went on too.
     bytes_down, bytes_up : dict of int to int
-        Of all stages, by node id.
+        Of the stages that this process went through, by node id.
+    stray : int
+        Replies to no message, in these stages.
     """
 
     opened: Opened
@@ -61,6 +64,7 @@ class SecureSum:
     refused: tuple[Refused, ...]
     bytes_down: dict[int, int]
     bytes_up: dict[int, int]
+    stray: int = 0
 
 
 def gather_sum(
@@ -89,12 +93,11 @@ def gather_sum(
 
     Raises
     ------
-    MesofedError
+    QuorumError
         If fewer devices than the session needs answer a stage; the run can be resumed.
     """
     state = ServerSession.from_bytes(file.read_bytes()) if file.exists() else start()
     heard: list[Exchange[Body]] = []
-    refused: list[Refused] = []
 
     def keep(state: ServerSession) -> ServerSession:
         write_bytes(file, state.to_bytes())
@@ -112,26 +115,43 @@ def gather_sum(
             check(node, answer)
             return answer
 
-        found = exchange(
-            grid,
-            f"answer {message_type} of release {state.session.release}",
-            message_type,
-            lambda node: request_content(state.session, body(node)),
-            read,
-            nodes=asked,
-            needed=needed,
-            deadline_seconds=deadline_seconds,
-            on_reply=on_reply if message_type == UNMASK else None,
-        )
+        try:
+            found = exchange(
+                grid,
+                _purpose(message_type, state),
+                message_type,
+                lambda node: request_content(state.session, body(node)),
+                read,
+                nodes=asked,
+                needed=needed,
+                deadline_seconds=deadline_seconds,
+                on_reply=on_reply if message_type == UNMASK else None,
+            )
+        except QuorumError as missed:
+            raise missed.after(_refused(state)) from None
         heard.append(found)
         return found.answers
+
+    def refuse(state: ServerSession, odd: Mapping[int, str] | None = None) -> ServerSession:
+        """Take what was refused in the stage that is over into the state, which is kept."""
+        entries = [(entry.node, entry.reason) for entry in heard[-1].refused]
+        return replace(state, refused=(*state.refused, *entries, *(odd or {}).items()))
 
     keep(state)
     if not state.nodes:
         keys = ask(KEYS, nodes, lambda node: None, lambda node, said: None, state.needed)
-        state, odd = state.advertise(_as(keys, DeviceKeys))
-        refused += [Refused(node, reason) for node, reason in odd.items()]
-        keep(state)
+        try:
+            state, odd = state.advertise(_as(keys, DeviceKeys))
+        except MesofedError as error:
+            raise QuorumError(
+                str(error),
+                needed=state.needed,
+                asked=len(nodes),
+                answered=len(keys),
+                refused=heard[-1].refused,
+            ) from None
+        log_refused(_purpose(KEYS, state), [Refused(*entry) for entry in odd.items()])
+        state = keep(refuse(state, odd))
     if not state.dealt:
         dealt = ask(
             SHARES,
@@ -140,13 +160,17 @@ def gather_sum(
             lambda node, said: state.check_dealt(node, cast("Dealt", said)),
             state.needed,
         )
-        state = keep(state.deal(_as(dealt, Dealt)))
+        state = keep(refuse(state.deal(_as(dealt, Dealt))))
     if not state.masked:
         ready = state.ready()
         if len(ready) < state.needed:
-            raise MesofedError(
+            raise QuorumError(
                 f"Expected {state.needed} devices with enough neighbours in the secure sum; "
-                f"{len(ready)} have. Delete {file} and resume the run: a new sum begins."
+                f"{len(ready)} have. Delete {file} and resume the run: a new sum begins.",
+                needed=state.needed,
+                asked=len(state.nodes),
+                answered=len(ready),
+                refused=_refused(state),
             )
         masked = ask(
             MASKED,
@@ -155,7 +179,7 @@ def gather_sum(
             lambda node, said: state.check_masked(cast("MaskedVector", said)),
             state.needed,
         )
-        state = keep(state.mask(_as(masked, MaskedVector)))
+        state = keep(refuse(state.mask(_as(masked, MaskedVector))))
     able = state.summed()
     revealed = ask(
         UNMASK,
@@ -165,9 +189,9 @@ def gather_sum(
         min(state.needed, len(able)),
     )
     opened = state.open(_as(revealed, Revealed))
-    refused += [Refused(node, WRONG_SHARE) for node in opened.wrong]
-    refused += [Refused(node, LOST) for node in opened.lost]
-    refused += [entry for found in heard for entry in found.refused]
+    odd = {**dict.fromkeys(opened.wrong, WRONG_SHARE), **dict.fromkeys(opened.lost, LOST)}
+    log_refused(_purpose(UNMASK, state), [Refused(*entry) for entry in odd.items()])
+    refused = _refused(refuse(state, odd))
     return SecureSum(
         opened,
         state.needed,
@@ -175,6 +199,7 @@ def gather_sum(
         tuple(sorted(refused, key=lambda entry: entry.node)),
         _total([found.bytes_down for found in heard]),
         _total([found.bytes_up for found in heard]),
+        sum(found.stray for found in heard),
     )
 
 
@@ -185,6 +210,14 @@ def new_session(
     return ServerSession(
         Session(run % 2**63, release, secrets.token_bytes(32), noise_multiplier), needed, length
     )
+
+
+def _purpose(message_type: str, state: ServerSession) -> str:
+    return f"answer {message_type} of release {state.session.release}"
+
+
+def _refused(state: ServerSession) -> list[Refused]:
+    return [Refused(node, reason) for node, reason in state.refused]
 
 
 def _as(answers: Mapping[int, Body], kind: type[Said]) -> dict[int, Said]:

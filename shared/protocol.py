@@ -110,7 +110,9 @@ class Refusal(IntEnum):
 
 
 REASONS: dict[Refusal, str] = {
-    Refusal.OTHER_PROTOCOL: "the device speaks another protocol version",
+    Refusal.OTHER_PROTOCOL: (
+        "the device speaks another protocol version: update the older side, device or server"
+    ),
     Refusal.MALFORMED_REQUEST: "the request does not have the form that the protocol declares",
     Refusal.UNKNOWN_REQUEST: "the device does not know this request",
     Refusal.REQUEST_REFUSED: "the device refused the request; its own log says why",

@@ -17,6 +17,13 @@ SQUARED_SENSITIVITY = 21 * UNITS * UNITS // 4
 """How far the vectors of two people can be apart, squared; see :func:`encode` for the proof."""
 TAIL = 8
 """Noise is cut at so many standard deviations: once in 10^15 draws."""
+INFLUENCE = 3
+"""In a mean, a noised number counts as if its noise had been at most so many standard deviations.
+
+Cutting noise there is post-processing. Where it shifts a mean most, at a weight of 0 or 1 beside
+which the noise is large, the shift is 0.0004 standard deviations of one device's noise: less than a
+tenth of what noise is left in the mean of 60,000 devices.
+"""
 
 
 def encode(statistics: RouterStatistics) -> list[int]:
@@ -59,37 +66,59 @@ def noise_bound(variance: int) -> int:
     return TAIL * (isqrt(variance) + 1)
 
 
-def within_bounds(vector: Sequence[int], experts: int, anchors: int, noise: int = 0) -> bool:
-    """Return whether a vector could come from a device, give or take so much noise a number."""
+def within_bounds(
+    vector: Sequence[int], experts: int, anchors: int, noise: int = 0, devices: int = 1
+) -> bool:
+    """Return whether so many devices' numbers could sum to these, give or take so much noise."""
     if len(vector) != experts + anchors + 2:
         return False
     low = [0] * (experts + anchors) + [-HALF, 0]
     high = [UNITS] * (experts + anchors) + [HALF, HALF]
-    return all(a - noise <= x <= b + noise for a, x, b in zip(low, vector, high, strict=True))
+    return all(
+        a * devices - noise <= x <= b * devices + noise
+        for a, x, b in zip(low, vector, high, strict=True)
+    )
 
 
 def plausible(total: Sequence[int], devices: int, experts: int, variance: int) -> bool:
     """Return whether a sum could come of so many honest devices, each noised with this variance.
 
+    Every number must be within its bounds, and each group of weights must sum to what weights sum
+    to, both up to the noise: what honest devices send is refused about once in 10^15 numbers and
+    sums (``TAIL``).
+
     A device that lies in a secure sum is not seen by itself; one that adds more than everyone
     together could have is seen by this.
     """
-    anchors, noise = len(total) - experts - 2, noise_bound(devices * variance)
-    low = [0] * (experts + anchors) + [-HALF * devices, 0]
-    high = [UNITS * devices] * (experts + anchors) + [HALF * devices, HALF * devices]
-    return all(
-        a - noise <= x <= b + noise for a, x, b in zip(low, total, high, strict=True)
-    ) and all(
+    noise = noise_bound(devices * variance)
+    return within_bounds(total, experts, len(total) - experts - 2, noise, devices) and all(
         abs(sum(group) - UNITS * devices) <= noise_bound(len(group) * devices * variance)
         for group in (total[:experts], total[experts:-2])
     )
 
 
 def clip(vector: Sequence[int], experts: int, anchors: int, noise: int) -> list[int]:
-    """Return a noised vector within the bounds of :func:`within_bounds`; costs no privacy."""
+    """Return the nearest vector within the bounds of :func:`within_bounds`; costs no privacy."""
     low = [0] * (experts + anchors) + [-HALF, 0]
     high = [UNITS] * (experts + anchors) + [HALF, HALF]
     return [min(max(x, a - noise), b + noise) for a, x, b in zip(low, vector, high, strict=True)]
+
+
+def influence_bound(variance: int) -> int:
+    """Return how far out of its bounds a noised number may stand and count in full."""
+    return INFLUENCE * (isqrt(variance) + 1)
+
+
+def bound_influence(vector: Sequence[int], experts: int, variance: int) -> list[int]:
+    """Return one device's noised vector as it counts in a mean.
+
+    With c = ``influence_bound`` a device moves a number of the mean of n by no more than
+    (1 + 2 c / UNITS) / n, whatever it answers. The nearest point of the simplex would bind it to
+    1 / n, and the mean to equal weights: under noise of a standard deviation of 1.5, from weights
+    (1, 0, 0, 0), the nearest points' mean is (0.44, 0.19, 0.19, 0.19), for any number of devices.
+    """
+    anchors = len(vector) - experts - 2
+    return clip(vector, experts, anchors, influence_bound(variance))
 
 
 @dataclass(frozen=True)

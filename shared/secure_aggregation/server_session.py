@@ -2,8 +2,8 @@
 
     advertise -> roster        deal -> delivery        mask -> survivors        open
 
-The state holds what devices have sent and nothing else, so it may be kept on the disk: a server
-that is killed goes on with the stage that it was at.
+The state holds what devices have sent and what was refused of it, nothing else, so it may be kept
+on the disk: a server that is killed goes on with the stage that it was at.
 """
 
 import json
@@ -87,6 +87,8 @@ class ServerSession:
         By place, of those that have dealt.
     masked : dict of int to MaskedVector
         By place, of those in the sum.
+    refused : tuple of (int, str)
+        Node ids and reasons, of the stages that are over.
     """
 
     session: Session
@@ -96,6 +98,7 @@ class ServerSession:
     keys: tuple[DeviceKeys, ...] = ()
     dealt: dict[int, Dealt] = field(default_factory=dict)
     masked: dict[int, MaskedVector] = field(default_factory=dict)
+    refused: tuple[tuple[int, str], ...] = ()
 
     @cached_property
     def _places(self) -> dict[int, int]:
@@ -353,4 +356,5 @@ def _from_json(data: Any) -> ServerSession:
         tuple(DeviceKeys(hexed(keys["cipher"]), hexed(keys["mask"])) for keys in data["keys"]),
         {int(place): dealt(kept) for place, kept in data["dealt"].items()},
         {int(place): MaskedVector(hexed(v["data"])) for place, v in data["masked"].items()},
+        tuple((int(node), str(reason)) for node, reason in data["refused"]),
     )

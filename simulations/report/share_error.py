@@ -20,7 +20,13 @@ from shared.config import PrivacyConfig, RunConfig
 from shared.privacy import calibrate, honest_devices, noise_variance, share_variance
 from shared.protocol import RouterStatistics
 from shared.seeding import derive_seed
-from shared.statistic_vector import UNITS, decode_mean, encode, project_to_simplex
+from shared.statistic_vector import (
+    UNITS,
+    bound_influence,
+    decode_mean,
+    encode,
+    project_to_simplex,
+)
 from simulations.report.run import RouterUse, Run
 
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -152,14 +158,18 @@ def share_error(federation: Federation, mode: str, epsilon: float) -> float:
     honest = honest_devices(federation.needed, federation.joined, federation.privacy.honest_share)
     variance = noise_variance(multiplier) if mode == "local" else share_variance(multiplier, honest)
 
+    experts = len(federation.mean)
+
     def vector(statistics: RouterStatistics) -> list[int]:
         if mode == "local":
-            return local_vector(statistics, multiplier, generator)
+            return bound_influence(
+                local_vector(statistics, multiplier, generator), experts, variance
+            )
         return noised_vector(statistics, variance, generator)
 
     statistics = [_as_statistics(use) for use in federation.statistics]
     if statistics:
-        experts, devices = len(federation.mean), federation.devices
+        devices = federation.devices
 
         def estimate() -> tuple[Sequence[float], Sequence[float]]:
             summed = generator.sample(statistics, devices)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from rich.console import Console
 
+import server.rounds
 import server.training
 from client.egress import egress_guard
 from server.app import app as server_app
@@ -19,6 +20,9 @@ from shared.config import RunConfig, dump_config, load_config
 from shared.errors import MesofedError
 from shared.progress import shown
 from shared.protocol import (
+    PROTOCOL,
+    REASONS,
+    Refusal,
     RouterStatistics,
     read_statistics_request,
     release_from_content,
@@ -37,6 +41,7 @@ class Federation:
         self.trained: list[int] = []
         self.installed: list[tuple[int, int, tuple[str, ...]]] = []
         self.broken: set[int] = set()
+        self.mute: set[int] = set()
         config = RunConfig.model_validate(
             {
                 "base": {"name": "tiny", "format": "fp32", "top_layers": 2},
@@ -70,6 +75,8 @@ class Federation:
 
         @app.query("router_statistics")
         def router_statistics(message: Message, context: Context) -> Message:
+            if context.node_id in self.mute:
+                raise RuntimeError("mute")
             release = read_statistics_request(message.content)
             statistics = RouterStatistics(
                 release, (context.node_id / 10, 1 - context.node_id / 10), (1.0,), 0.5, 0.5
@@ -146,11 +153,60 @@ def test_a_missed_quorum_stops_the_run_and_can_be_resumed(
     with pytest.raises(MesofedError, match=r"at least 3 of 4 devices to install release 1; 2 did"):
         federation.run(monkeypatch)
     assert not (tmp_path / "run" / "statistics").exists()
+    missed = json.loads((tmp_path / "run" / "missed" / "r1.json").read_text(encoding="utf-8"))
+    assert missed == {
+        "needed": 3,
+        "asked": 4,
+        "answered": 2,
+        "refused": [{"node": n, "reason": REASONS[Refusal.DEVICE_FAILED]} for n in (1, 3)],
+        "stray": 0,
+    }
     federation.broken = {3}
     federation.run(monkeypatch)
     record = federation.statistics(1)
     assert (record["asked"], record["answered"]) == (4, 3)
     assert [entry["node"] for entry in record["refused"]] == [3]
+
+
+def test_a_quorum_missed_by_statistics_tells_of_those_that_did_not_install_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path / "run", quorum=0.75)
+    federation.broken, federation.mute = {1}, {2}
+    with pytest.raises(
+        MesofedError, match=r"at least 3 of 3 devices to send router stat"
+    ) as raised:
+        federation.run(monkeypatch)
+    file = tmp_path / "run" / "missed" / "r1.json"
+    assert str(raised.value).endswith(f" Who was refused, and why: {file}")
+    missed = json.loads(file.read_text(encoding="utf-8"))
+    assert [entry["node"] for entry in missed["refused"]] == [1, 2]
+
+
+@pytest.mark.parametrize("version", [PROTOCOL - 1, PROTOCOL + 1])
+def test_a_client_and_a_server_of_two_versions_part_with_a_message_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """The server speaks an older protocol, or a newer one, than the device's egress guard."""
+    real = server.rounds.release_to_content
+
+    def other(files: Any, release: int) -> RecordDict:
+        content = real(files, release)
+        content["round"] = ConfigRecord({"protocol": version, "release": release})
+        return content
+
+    monkeypatch.setattr(server.rounds, "release_to_content", other)
+    federation = Federation(tmp_path / "run")
+    with pytest.raises(
+        MesofedError,
+        match=r"at least 2 of 4 devices to install release 1; 0 did \(4 x the device speaks "
+        r"another protocol version: update the older side, device or server\)",
+    ):
+        federation.run(monkeypatch)
+    assert federation.installed == []
+    missed = json.loads((tmp_path / "run" / "missed" / "r1.json").read_text(encoding="utf-8"))
+    assert [entry["node"] for entry in missed["refused"]] == [1, 2, 3, 4]
+    assert {entry["reason"] for entry in missed["refused"]} == {REASONS[Refusal.OTHER_PROTOCOL]}
 
 
 def test_flower_s_log_tells_of_a_missed_quorum_in_a_line(

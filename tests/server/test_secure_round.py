@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from server.exchange import NO_ANSWER, TOO_LARGE
+from server.refusals import QuorumError
 from server.secure_round import LOST, WRONG_SHARE, SecureSum, gather_sum, new_session
 from shared.errors import MesofedError
 from shared.protocol import REASONS, Refusal
@@ -199,6 +200,67 @@ def test_a_killed_server_goes_on_with_the_stage_it_was_at(
     over = stages[: stages.index(stage)]
     assert all(devices.asked.count((node, s)) == 1 for node in range(1, 7) for s in over)
     assert done
+
+
+def test_what_was_refused_before_the_server_was_killed_is_told_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices, file = Devices(8), tmp_path / "r4.json"
+    failing = {(1, KEYS), (2, SHARES), (3, MASKED)}
+
+    def interfere(node: int, stage: str, content: RecordDict) -> RecordDict | None:
+        if (node, stage) == (4, KEYS):
+            return garbage(1, stage, content)
+        return None if (node, stage) in failing else content
+
+    devices.interfere = interfere
+    real = LocalGrid.push_messages
+
+    def stops(grid: LocalGrid, messages: Any) -> list[str]:
+        messages = list(messages)
+        if messages[0].metadata.message_type == UNMASK:
+            raise StoppedError
+        return real(grid, messages)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalGrid, "push_messages", stops)
+        with pytest.raises(StoppedError):
+            devices.sum(file)
+    found = devices.sum(file)
+    assert found.opened.total == devices.truth((5, 6, 7, 8))
+    failed = REASONS[Refusal.DEVICE_FAILED]
+    assert [(entry.node, entry.reason) for entry in found.refused] == [
+        (1, failed),
+        (2, failed),
+        (3, failed),
+        (4, NO_KEY),
+    ]
+
+
+def test_a_missed_quorum_tells_of_the_stages_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    devices = Devices(6)
+    failing = {(1, KEYS), (2, MASKED), (3, MASKED)}
+    devices.interfere = lambda node, s, content: None if (node, s) in failing else content
+    with pytest.raises(QuorumError) as caught:
+        devices.sum(tmp_path / "r4.json", needed=4)
+    record = caught.value.record()
+    assert (record["needed"], record["asked"], record["answered"]) == (4, 5, 3)
+    assert [entry["node"] for entry in record["refused"]] == [1, 2, 3]
+    reason = REASONS[Refusal.DEVICE_FAILED]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Refused, answer {KEYS} of release 4: 1 x {reason} (node 1)",
+        f"Refused, answer {MASKED} of release 4: 2 x {reason} (node 2, 3)",
+    ]
+
+
+def test_too_few_keys_tell_who_sent_none(tmp_path: Path) -> None:
+    devices = Devices(4)
+    devices.interfere = lambda node, s, content: None if node > 2 else content
+    with pytest.raises(QuorumError, match="devices in a secure sum; got 2") as caught:
+        devices.sum(tmp_path / "r4.json", needed=2)
+    assert [entry.node for entry in caught.value.refused] == [3, 4]
 
 
 def test_too_few_devices_end_the_round_and_it_can_be_resumed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from shared.protocol import ReplyError, RouterStatistics, as_sent
 from shared.statistic_vector import (
     SQUARED_SENSITIVITY,
     UNITS,
+    bound_influence,
     clip,
     decode_mean,
     encode,
@@ -85,6 +86,40 @@ def test_bounds_reach_as_far_as_noise_may() -> None:
         *(UNITS + 9, -9, 0, 0, 0, -UNITS // 2 - 9, UNITS // 2 + 9)
     ]
     assert noise_bound(100) == 8 * 11
+
+
+def test_one_device_s_noise_may_move_its_sums_as_far_as_noise_goes() -> None:
+    """Noise of variance 100 is cut at 88: the sum of two numbers at 8 * 15, of three at 8 * 18."""
+    vector = encode(STATISTICS)
+    assert plausible(vector, 1, 2, 100)
+    for group, cut in ((0, 120), (2, 144)):
+        half = cut // 2
+        moved = list(vector)
+        moved[group], moved[group + 1] = moved[group] + half, moved[group + 1] + half
+        assert plausible(moved, 1, 2, 100)
+        moved[group] += 1
+        assert not plausible(moved, 1, 2, 100)
+
+
+def test_a_number_counts_as_if_its_noise_had_been_at_most_three_standard_deviations() -> None:
+    # Variance 100: three times eleven.
+    assert bound_influence([10_033, -33, 10_033, 0, 0, 5_033, -33], 2, 100) == [
+        *(10_033, -33, 10_033, 0, 0, 5_033, -33)
+    ]
+    assert bound_influence([10_034, -34, 9_999, 0, 0, -5_034, 5_034], 2, 100) == [
+        *(10_033, -33, 9_999, 0, 0, -5_033, 5_033)
+    ]
+
+
+def test_what_counts_of_noised_numbers_is_all_but_right_on_average() -> None:
+    """At an end of the range and with much noise, where cutting noise shifts a mean most."""
+    deviation, rest = 30_000, encode(STATISTICS)[1:]
+    total = weight = 0.0
+    for noise in range(-6 * deviation, 6 * deviation + 1, 100):
+        density = math.exp(-((noise / deviation) ** 2) / 2)
+        counted = bound_influence([UNITS + noise, *rest], 2, deviation**2)[0]
+        total, weight = total + density * (counted - UNITS), weight + density
+    assert -0.0004 < total / weight / deviation < 0
 
 
 @given(st.data(), st.integers(1, 5))

@@ -1,6 +1,7 @@
 """A federation in each privacy mode: the means are those of the devices' noised statistics."""
 
 import json
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from shared.errors import MesofedError
 from shared.noise import discrete_gaussian, simulated_randomness
 from shared.privacy import calibrate, noise_variance, share_variance
 from shared.protocol import RouterStatistics
-from shared.statistic_vector import clip, decode_mean, encode, noise_bound
+from shared.statistic_vector import clip, decode_mean, encode
 from simulations.federated import simulate
 from simulations.local_grid import LocalGrid
 
@@ -41,7 +42,7 @@ def expected_mean(run: Path, seed: int, variance: int, *, cut: bool) -> Any:
         generator = simulated_randomness(seed, name)(1)
         vector = [value + discrete_gaussian(variance, generator) for value in encode(statistics)]
         if cut:
-            vector = clip(vector, experts, anchors, noise_bound(variance))
+            vector = clip(vector, experts, anchors, 3 * (isqrt(variance) + 1))
         total = [a + b for a, b in zip(total, vector, strict=True)] if total else vector
     return decode_mean(total, DEVICES, experts)
 
