@@ -18,7 +18,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from client.egress import egress_guard, error_log
@@ -26,17 +26,35 @@ from shared.errors import MesofedError
 from shared.flower_internals import become_server, name_message, over_the_wire
 from shared.protocol import (
     INSTALL_RELEASE,
+    NOISED_STATISTICS,
     PROTOCOL,
     REASONS,
     ROUTER_STATISTICS,
+    NoisedStatistics,
     ProtocolError,
     Refusal,
+    ReplyError,
     RouterStatistics,
+    noised_to_content,
     release_to_content,
     statistics_from_content,
     statistics_request,
     statistics_to_content,
 )
+from shared.secure_aggregation.messages import (
+    KEYS,
+    MASKED,
+    SEALED_BYTES,
+    SHARES,
+    UNMASK,
+    Dealt,
+    DeviceKeys,
+    MaskedVector,
+    Revealed,
+    reply_content,
+)
+from shared.secure_aggregation.shamir import SHARE_BYTES
+from shared.wire import BY_TYPE, MESSAGES
 
 CANARY = "CANARY-7f3a: I wrote this in my diary"
 STATISTICS = RouterStatistics(1, (0.25, 0.75), (1.0,), 0.5, 0.8113)
@@ -66,9 +84,9 @@ def request(message_type: str = ROUTER_STATISTICS, content: RecordDict | None = 
 def answered(handler: Handler, context: Context, message: Message | None = None) -> Message:
     """Pass a request through a ClientApp whose only mod is the guard."""
     app = ClientApp(mods=[egress_guard])
-    app.train("install_release")(handler)
-    app.query("router_statistics")(handler)
-    app.query("other")(handler)
+    for name in (*BY_TYPE, "query.other"):
+        kind, action = name.split(".")
+        getattr(app, kind)(action)(handler)
     return over_the_wire(app(message or request(), context))
 
 
@@ -244,25 +262,72 @@ bad_statistics = st.one_of(
     st.builds(tampered, st.dictionaries(st.text(max_size=8), bad_values, min_size=1)),
     st.just(tampered({"expert-weights": [1.0 / 5000] * 5000})),
 )
+ANSWERS = {
+    INSTALL_RELEASE: RecordDict(),
+    ROUTER_STATISTICS: statistics_to_content(STATISTICS),
+    NOISED_STATISTICS: noised_to_content(NoisedStatistics(1, (1, -2, 3, 4))),
+    KEYS: reply_content(DeviceKeys(b"1" * 32, b"2" * 32)),
+    SHARES: reply_content(Dealt(b"c" * 32, (b"s" * SEALED_BYTES,) * 2, (b"h" * 64,) * 2)),
+    MASKED: reply_content(MaskedVector(b"v" * 32)),
+    UNMASK: reply_content(Revealed((b"a" * SHARE_BYTES,) * 2, (b"b" * SHARE_BYTES,))),
+}
+FORMS = sorted({form.name for message in MESSAGES for form in message.up})
+
+
+def padded(record: Any) -> Any:
+    """A genuine record of a sum with one more field, or with bytes that are none of its own."""
+    name, value = next(iter(sorted(record.items())))
+    return st.sampled_from(
+        [{**record, "note": CANARY}, {**record, name: value + CANARY.encode()}, {CANARY: value}]
+    ).map(ConfigRecord)
+
+
+bad_sums = st.sampled_from((KEYS, SHARES, MASKED, UNMASK)).flatmap(
+    lambda name: st.fixed_dictionaries({key: padded(r) for key, r in ANSWERS[name].items()})
+)
 replies = st.one_of(
-    st.dictionaries(st.sampled_from(["router-statistics", "user_lora", CANARY]), secrets).map(
-        RecordDict
+    st.dictionaries(st.sampled_from([*FORMS, "user_lora", CANARY]), secrets).map(RecordDict),
+    st.tuples(st.sampled_from(list(ANSWERS.values())), secrets).map(
+        lambda drawn: RecordDict({**drawn[0], "more": drawn[1]})
     ),
-    secrets.map(lambda s: RecordDict({"router-statistics": genuine, "more": s})),
     bad_statistics.map(lambda s: RecordDict({"router-statistics": s})),
     bad_statistics.map(lambda s: RecordDict({"renamed": s})),
+    bad_sums.map(RecordDict),
 )
+types = st.sampled_from([*BY_TYPE, "query.other"])
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(replies, st.sampled_from([INSTALL_RELEASE, ROUTER_STATISTICS, "query.other"]))
+def asked(message_type: str) -> Message:
+    """Return a request about release 1: the guard reads its round, and no more of it."""
+    files = release_to_content({"manifest.json": b"{}"}, 1)
+    return request(
+        message_type, files if message_type == INSTALL_RELEASE else statistics_request(1)
+    )
+
+
+def test_the_genuine_answers_all_pass(context: Context) -> None:
+    """So what is blocked below is blocked for what was done to it."""
+    assert ANSWERS.keys() == BY_TYPE.keys()
+    for message_type, content in ANSWERS.items():
+        reply = answered(
+            lambda m, c, content=content: Message(content, reply_to=m),  # type: ignore[misc]
+            context,
+            asked(message_type),
+        )
+        assert reply.content == content
+
+
+@settings(
+    max_examples=500,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(replies, types)
 def test_whatever_a_handler_answers_only_declared_values_leave(
     context: Context, content: RecordDict, message_type: str
 ) -> None:
-    files = release_to_content({"manifest.json": b"{}"}, 1)
-    message = request(
-        message_type, files if message_type == INSTALL_RELEASE else statistics_request(1)
-    )
+    message = asked(message_type)
     reply = answered(lambda m, c: Message(content, reply_to=m), context, message)
     sent = sent_bytes(reply)
     assert b"CANARY" not in sent
@@ -280,6 +345,40 @@ def test_whatever_a_handler_answers_only_declared_values_leave(
     assert statistics.release == 1
     for weights in (statistics.expert_weights, statistics.anchor_weights):
         assert all(weight == round(weight, 4) for weight in weights)
+
+
+texts = st.builds(
+    lambda before, after: before + CANARY + after, st.text(max_size=50), st.text(max_size=50)
+)
+kinds = st.sampled_from(
+    [ValueError, KeyError, OSError, ImportError, SystemExit, KeyboardInterrupt, Exception]
+)
+errors: st.SearchStrategy[BaseException] = st.one_of(
+    st.builds(lambda kind, text: kind(text), kinds, texts),
+    texts.map(MesofedError),
+    st.builds(ProtocolError, texts, st.sampled_from(Refusal)),
+    texts.map(ReplyError),
+    texts.map(lambda text: ExceptionGroup(text, [ValueError(text)])),
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(errors, types)
+def test_whatever_text_an_exception_has_the_same_few_bytes_leave(
+    context: Context, error: BaseException, message_type: str
+) -> None:
+    def handler(message: Message, context: Context) -> Message:
+        raise error
+
+    reply = answered(handler, context, asked(message_type))
+    code = refusal_of(reply)
+    sent = sent_bytes(reply)
+    assert b"CANARY" not in sent
+    assert reply.error == Error(int(code), REASONS[code])
+    if not isinstance(error, MesofedError):
+        assert code is Refusal.DEVICE_FAILED
 
 
 @pytest.mark.parametrize("place", ["client.agent_call", "client.simulated"])

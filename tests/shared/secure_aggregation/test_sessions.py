@@ -13,7 +13,14 @@ from shared.errors import MesofedError
 from shared.secure_aggregation import masks, shamir
 from shared.secure_aggregation.device_session import DeviceSession
 from shared.secure_aggregation.graph import threshold_of
-from shared.secure_aggregation.messages import KEYS, MASKED, SHARES, UNMASK, reply_content
+from shared.secure_aggregation.messages import (
+    KEYS,
+    MASKED,
+    SHARES,
+    UNMASK,
+    reply_content,
+    request_content,
+)
 from shared.secure_aggregation.server_session import ServerSession
 
 
@@ -248,9 +255,19 @@ def test_a_thousand_devices_of_which_a_tenth_drop_out(
         UNMASK: revealed[node],
     }
     up = {name: len(content_to_bytes(reply_content(said))) for name, said in sizes.items()}
+    asked = {
+        KEYS: None,
+        SHARES: a_round.server.roster(node),
+        MASKED: a_round.server.delivery(node),
+        UNMASK: a_round.server.survivors(node),
+    }
+    session = a_round.server.session
+    down = {name: len(content_to_bytes(request_content(session, b))) for name, b in asked.items()}
     with capsys.disabled():
         print(
             f"\n1,000 devices, 100 gone: {ended - started:.1f} s of one core, of it the server's "
-            f"opening {ended - opening:.1f} s; {sum(up.values()):,} bytes up a device: {up}"
+            f"opening {ended - opening:.1f} s; {sum(up.values()):,} bytes up a device: {up}; "
+            f"{sum(down.values()):,} down: {down}"
         )
     assert sum(up.values()) < 20_000
+    assert sum(down.values()) < 20_000
