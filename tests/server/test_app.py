@@ -277,6 +277,7 @@ def test_a_deployed_run_shows_its_stages_and_ends_with_the_next_command(
     said = capsys.readouterr().out
     assert "✓ personalise, release 1" in said
     assert f"Router statistics: {run / 'statistics' / 'r1.json'}\n" in said
+    assert "Privacy: no noise was added (mode off), so no epsilon holds.\n" in said
     words = said[said.index("Next:") :].replace("\\\n", "").split()
     assert words[1].endswith("mesofed")
     assert words[2:] == ["report", str(run)]

@@ -92,6 +92,10 @@ def test_the_server_learns_the_noised_means_exactly_and_no_device_s_numbers(
             if value > 255:
                 assert value.to_bytes(8, "little") not in everything
     assert not list((run / "sums").glob("*"))
+    page = " ".join((run / "report.html").read_text(encoding="utf-8").split())
+    spent = f"{privacy['epsilon_of_round']:.3g}"
+    assert f"Privacy of round 1, mode {mode}: epsilon {spent} at delta 1e-05." in page
+    assert f"one person over all rounds: epsilon {spent} of 20 at delta 1e-05." in page
 
 
 def test_a_device_with_another_mode_than_the_server_s_answers_nothing(
