@@ -46,6 +46,7 @@ from shared.privacy import (
     share_variance,
     summed_multiplier,
 )
+from shared.privacy_cost import cost_sentences
 from shared.program import command
 from shared.progress import is_shown, shown, stage
 from shared.run_settings import resolve_run
@@ -74,6 +75,7 @@ def main(grid: Grid, context: Context) -> None:
     for line in (
         f"All {config.rounds.count} rounds are done." if config.rounds.count > 1 else "Done.",
         f"Router statistics: {_statistics_file(run_dir, config.rounds.count)}",
+        *cost_sentences(list(_records(run_dir, config.rounds.count))),
     ):
         console.print(line, markup=False, soft_wrap=True)
     say(console, f"Next: `{command('report', run_dir)}`")
@@ -182,11 +184,8 @@ class _Round:
 
     def privacy(self, multiplier: float, variance: int) -> RoundPrivacy:
         """Return the round's noise, after that of the rounds before."""
-        records = (
-            json.loads(_statistics_file(self.run_dir, k).read_text(encoding="utf-8"))
-            for k in range(1, self.release)
-        )
-        before = tuple(record["privacy"]["noise_multiplier"] for record in records)
+        records = _records(self.run_dir, self.release - 1)
+        before = tuple(record["privacy"]["noise_multiplier"] for _, record in records)
         return RoundPrivacy(self.config.privacy, multiplier, variance, before)
 
 
@@ -249,6 +248,12 @@ _GATHER = {"off": _gather_plain, "local": _gather_noised, "central": _gather_sum
 
 def _statistics_file(run_dir: Path, release: int) -> Path:
     return run_dir / "statistics" / f"r{release}.json"
+
+
+def _records(run_dir: Path, count: int) -> Iterator[tuple[int, Record]]:
+    """Go through the records of the first rounds."""
+    for release in range(1, count + 1):
+        yield release, json.loads(_statistics_file(run_dir, release).read_text(encoding="utf-8"))
 
 
 def _sum_file(run_dir: Path, release: int) -> Path:

@@ -157,6 +157,7 @@ def _round(data: Mapping[str, Any], release: int) -> RoundStatistics:
             if (use := _router(d.get("statistics"))) is not None
         },
         mean_experts=_floats((data.get("mean") or {}).get("expert_weights") or ()),
+        cost={name: data[name] for name in ("privacy", "sum") if data.get(name) is not None},
     )
 
 

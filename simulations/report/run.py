@@ -105,7 +105,8 @@ class RoundStatistics:
 
     ``joined`` counts the devices that joined the secure sum, in it at the end or not; None without
     a sum. ``mean_experts`` holds the mean expert weights, all that is known where devices were
-    summed; empty if the round has none.
+    summed; empty if the round has none. ``cost`` has the record's ``privacy`` and ``sum``, where
+    there are such.
     """
 
     release: int
@@ -116,6 +117,7 @@ class RoundStatistics:
     traffic: tuple[Traffic, ...]
     router: Mapping[str, RouterUse]
     mean_experts: tuple[float, ...]
+    cost: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """What the numbers say, in words: never a claim that its test does not carry."""
 
+from collections import Counter
 from collections.abc import Sequence
 
+from shared.privacy_cost import cost_sentences
 from shared.program import command
 from simulations.report.run import Run
 from simulations.report.share_error import ShareErrors
@@ -216,16 +218,19 @@ def share_error_sentence(found: ShareErrors) -> str:
 
 
 def answered_sentence(run: Run) -> str:
-    """Say how many devices answered, and name the reasons of those that did not."""
+    """Say how many devices answered, count the reasons of those that did not, and what it cost."""
     lines = []
     for round_ in run.rounds:
         line = f"{round_.answered} of {count_of(round_.asked, 'device')} answered"
         if len(run.rounds) > 1:
             line = f"Round {round_.release}: {line}"
         if round_.refused:
-            reasons = sorted({reason for _, reason in round_.refused})
+            counts = Counter(reason for _, reason in round_.refused)
+            reasons = [f"{count} x {reason}" for reason, count in sorted(counts.items())]
             line += f"; refused: {joined(reasons)}"
         lines.append(line + ".")
+    if run.rounds:
+        lines += cost_sentences([(round_.release, round_.cost) for round_ in run.rounds])
     return " ".join(lines)
 
 
