@@ -22,8 +22,11 @@ from shared.progress import shown
 from shared.protocol import (
     PROTOCOL,
     REASONS,
+    NoisedStatistics,
     Refusal,
     RouterStatistics,
+    noised_to_content,
+    read_noised_request,
     read_statistics_request,
     release_from_content,
     statistics_to_content,
@@ -36,7 +39,7 @@ DEVICES = 4
 class Federation:
     """A run whose trainer and devices are stand-ins that keep a diary."""
 
-    def __init__(self, run_dir: Path, **rounds: Any) -> None:
+    def __init__(self, run_dir: Path, privacy: dict[str, Any] | None = None, **rounds: Any) -> None:
         self.run_dir = run_dir
         self.trained: list[int] = []
         self.installed: list[tuple[int, int, tuple[str, ...]]] = []
@@ -47,6 +50,7 @@ class Federation:
                 "base": {"name": "tiny", "format": "fp32", "top_layers": 2},
                 "corpus": {"server_users": 6, "device_users": DEVICES},
                 "rounds": {"deadline_seconds": 20.0, **rounds},
+                "privacy": privacy or {},
             }
         )
         run_dir.mkdir(exist_ok=True)
@@ -82,6 +86,12 @@ class Federation:
                 release, (context.node_id / 10, 1 - context.node_id / 10), (1.0,), 0.5, 0.5
             )
             return Message(statistics_to_content(statistics), reply_to=message)
+
+        @app.query("noised_statistics")
+        def noised_statistics(message: Message, context: Context) -> Message:
+            release, _ = read_noised_request(message.content)
+            said = NoisedStatistics(release, (2_500, 7_500, 10_000, 2_500, 2_500))
+            return Message(noised_to_content(said), reply_to=message)
 
         return app
 
@@ -281,6 +291,29 @@ def test_a_deployed_run_shows_its_stages_and_ends_with_the_next_command(
     words = said[said.index("Next:") :].replace("\\\n", "").split()
     assert words[1].endswith("mesofed")
     assert words[2:] == ["report", str(run)]
+    assert "Privacy: no noise was added (mode off), so no epsilon holds.\n" in said
+
+
+def test_the_server_s_closing_lines_tell_epsilon_and_delta_of_each_round_and_in_total(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    federation = Federation(
+        tmp_path / "run", {"mode": "local", "epsilon": 8.0, "delta": 1e-6}, count=2
+    )
+    federation.run(monkeypatch)
+    said = capsys.readouterr().out
+    first, second = (federation.statistics(release)["privacy"] for release in (1, 2))
+    # Two rounds of the same noise that spend a budget of 8 between them.
+    assert first["epsilon_in_total"] == first["epsilon_of_round"] == second["epsilon_of_round"]
+    assert 7.9 < second["epsilon_in_total"] <= 8.0
+    each = f"{first['epsilon_of_round']:.3g}"
+    assert 4.0 < float(each) < 6.0
+    for line in (
+        f"Privacy of round 1, mode local: epsilon {each} at delta 1e-06.",
+        f"Privacy of round 2, mode local: epsilon {each} at delta 1e-06.",
+        "Privacy in total, one person over all rounds: epsilon 8 of 8 at delta 1e-06.",
+    ):
+        assert f"{line}\n" in said
 
 
 def test_under_a_command_that_shows_the_stages_the_server_says_nothing_itself(

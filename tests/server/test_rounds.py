@@ -262,6 +262,7 @@ def test_what_was_refused_before_in_the_round_is_in_the_record_too() -> None:
 def test_the_log_has_a_line_for_each_reason_and_nothing_that_a_device_wrote(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("WARNING", "flwr")  # a command of Mesofed in this process quiets it
     refuses = fails(int(Refusal.DEVICE_FAILED), "secret")
     script = dict.fromkeys(range(2, 9), refuses) | {1: good, 9: fails(7, "secret"), 10: good}
     purpose = "send router statistics of release 1"
@@ -277,6 +278,7 @@ def test_the_log_has_a_line_for_each_reason_and_nothing_that_a_device_wrote(
 
 
 def test_an_exchange_that_refuses_nobody_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "flwr")  # a command of Mesofed in this process quiets it
     gather({1: good, 2: good})
     assert caplog.records == []
 
@@ -294,6 +296,7 @@ class StrayGrid(ScriptedGrid):
 
 
 def test_a_reply_to_no_message_is_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "flwr")  # a command of Mesofed in this process quiets it
     found = gather_statistics(
         StrayGrid({1: good, 2: good}),
         1,

@@ -333,6 +333,7 @@ def test_a_deployment_shows_what_its_devices_sent_and_no_scores(fake_run: Writer
     page = _page(folder)
     assert "Release 1 went to 2 devices, of which 2 sent router statistics." in page.text
     assert "Quality is measured on devices only in a simulation" in page.text
+    assert "2 of 2 devices answered. Privacy: no noise was added" in page.text
     rows = [[cell.strip() for cell in row[:3]] for row in page.tables["heat-map"]]
     assert rows == [["node", "E1", "E2"], ["7", "0.90", "0.10"], ["8", "0.30", "0.70"]]
     assert "evaluated" not in page.text

@@ -1,5 +1,6 @@
 """Sentences claim what the tests carry, and no more."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from simulations.report.read import read_run
 from simulations.report.summary import summarise
 from simulations.report.wording import (
     NARROW,
+    answered_sentence,
     byte_size,
     decimal,
     duration,
@@ -103,3 +105,48 @@ def test_numbers_in_words() -> None:
     ]
     assert [signed(v) for v in (0.126, -0.126, 0.001, -0.001)] == ["+0.13", "−0.13", "0.00", "0.00"]
     assert decimal(-0.0001) == "0.000"
+
+
+def test_refusals_have_numbers_and_a_run_without_noise_claims_no_epsilon(fake_run: Writer) -> None:
+    folder = fake_run(devices=3)
+    file = folder / "statistics/r1.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    reasons = {5: "no answer", 6: "malformed statistics", 7: "no answer"}
+    refused = [{"node": node, "reason": reason} for node, reason in reasons.items()]
+    file.write_text(json.dumps({**record, "asked": 6, "refused": refused}), encoding="utf-8")
+    assert answered_sentence(read_run(folder)) == (
+        "3 of 6 devices answered; refused: 1 x malformed statistics and 2 x no answer. "
+        "Privacy: no noise was added (mode off), so no epsilon holds."
+    )
+
+
+@pytest.mark.parametrize("came", ["taken", "lost", "implausible"])
+def test_each_round_and_the_run_say_what_they_cost_and_what_became_of_a_sum(
+    fake_run: Writer, came: str
+) -> None:
+    folder = fake_run(devices=3)
+    record = json.loads((folder / "statistics/r1.json").read_text(encoding="utf-8"))
+    for release, total in ((1, 3.0), (2, 4.5)):
+        privacy = {
+            "mode": "central",
+            "delta": 1e-5,
+            "epsilon_of_round": 3.0,
+            "epsilon_in_total": total,
+            "epsilon_of_budget": 8.0,
+        }
+        said = {
+            **record,
+            "refused": [],
+            "privacy": privacy,
+            "sum": came if release == 2 else "taken",
+        }
+        (folder / f"statistics/r{release}.json").write_text(json.dumps(said), encoding="utf-8")
+    text = answered_sentence(read_run(folder))
+    assert "Privacy of round 1, mode central: epsilon 3 at delta 1e-05." in text
+    assert "Privacy of round 2, mode central: epsilon 3 at delta 1e-05" in text
+    assert ("its secure sum was" in text) == (came != "taken")
+    if came != "taken":
+        assert f"delta 1e-05; its secure sum was {came}" in text
+    assert text.endswith(
+        "Privacy in total, one person over all rounds: epsilon 4.5 of 8 at delta 1e-05."
+    )
