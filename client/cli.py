@@ -228,8 +228,11 @@ def inspect(
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     if errors:
-        for entry in error_journal(home).entries():
+        entries = list(error_journal(home).entries())
+        for entry in entries:
             say(f"{entry['time']} {entry['request']}\n{entry['error']}")
+        if not entries:
+            say("Nothing went wrong, or it was forgotten: the record begins anew above 1 MiB.")
         return
     budget = load_config(_config_of(home, config)).privacy
     found = damages(home)
@@ -274,6 +277,11 @@ def forget(
 
     if not any((vault / name).exists() for name in (LOCK, PERSON)):
         raise MesofedError(f"Expected a vault in {vault}; there is none. Nothing was changed.")
+    if not yes and not sys.stdin.isatty():
+        raise MesofedError(
+            f"Expected a terminal to ask at whether to erase {vault}; there is none. Nothing was "
+            "erased; with --yes nobody is asked."
+        )
     if not yes and not typer.confirm(f"Erase {vault} for good?"):
         raise MesofedError("Nothing was erased.")
     said = _erased(vault)

@@ -62,7 +62,14 @@ def report(
         Whether to add the very bytes of each answer.
     """
     damaged = {damage.part for damage in found}
-    yield f"{vault.folder}: {'encrypted' if vault.seal.key else 'not encrypted, of a simulation'}"
+    sealed = (
+        "encrypted"
+        if vault.seal.key
+        else (
+            "not encrypted, of a simulation: a changed bit shows where it breaks a hash or a form"
+        )
+    )
+    yield f"{vault.folder}: {sealed}"
     items = "damaged" if PERSON in damaged else len(vault.person().history)
     release = "damaged" if INSTALLED in damaged else vault.installed() or "none"
     yield f"  {items} history items; release {release}"

@@ -102,7 +102,7 @@ class Vault:
         """
         if not self.exists:
             raise MesofedError(
-                f"Expected a vault with a person's history in {self.folder}; it is empty. "
+                f"Expected a vault with a person's history in {self.folder}; there is none. "
                 f"Create it with `{command('device', 'init')}`."
             )
         path = self.folder / PERSON

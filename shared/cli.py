@@ -70,7 +70,7 @@ root = typer.Typer(
     # Typer's own tracebacks print local variables, which may be a person's texts.
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Start with: [bold]mesofed simulate[/bold] (about five minutes on two cores).",
+    epilog="Start with: [bold]mesofed simulate[/bold] (some three minutes on two cores).",
 )
 
 
@@ -147,6 +147,11 @@ def check(
         raise typer.Exit(FAILED)
     settings = [f"corpus.source={report.source}", f"corpus.path={report.path}"]
     settings += [f"corpus.outputs={outputs}"] if outputs else []
+    from shared.config import BankConfig
+
+    fewest = report.history_length[0] if report.history_length else 0
+    if fewest < BankConfig().min_history:  # else nobody of the server might become an anchor
+        settings.append(f"bank.min_history={fewest}")
     line = command("simulate", *(part for setting in settings for part in ("--set", setting)))
     say(console, f"\nSound. Next: `{line}`")
 

@@ -728,3 +728,15 @@ def test_without_a_terminal_a_passphrase_is_not_asked_for(
     init = ("device", "init", tmp_path / "v", "--folder", texts, "--lock", "passphrase")
     refused(mesofed(*init), "or set $MESOFED_PASSPHRASE")
     assert not (tmp_path / "v").exists()
+
+
+def test_forget_without_a_terminal_says_what_to_add_and_erases_nothing(
+    mesofed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault = tmp_path / "vault"
+    vault.mkdir()
+    (vault / "lock.json").write_text("{}", encoding="utf-8")
+    done = mesofed("device", "forget", vault)
+    assert done.code == 1
+    assert "with --yes nobody is asked" in done.text
+    assert (vault / "lock.json").exists()
