@@ -58,7 +58,7 @@ def select_anchors(
     if not anchors:
         raise MesofedError(
             f"Expected a server user with at least {min_history} history items to be an anchor; "
-            f"the longest history has {max(history_lengths)}. Lower bank.min_history."
+            f"the longest history among them has {max(history_lengths)}. Lower bank.min_history."
         )
     return tuple(sorted(anchors))
 

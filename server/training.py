@@ -34,7 +34,7 @@ from shared.lora.slab import Slab
 from shared.progress import stage
 from shared.release import Release, pack_release, unpack_release
 from shared.release_files import MANIFEST, read_release_files, write_release_files
-from shared.retrieval import Examples, history_with_examples, queries_with_examples
+from shared.retrieval import Examples, given_samples
 from shared.routing import Router
 from shared.run_settings import keys_folder
 from shared.samples import Sample
@@ -103,9 +103,11 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         retrieval = config.retrieval
         examples = Examples(retrieval.items, retrieval.item_tokens, retrieval.tasks)
         corpus = _corpus(base, run_dir, users, space.place(embeddings), examples, before, seed)
+        # First, for without anybody to be an anchor nothing needs to be trained.
+        anchors = _anchors(config, seed, corpus)
         population = _population(base, training, config, seed, corpus, before)
         experts, router = _experts(base, training, config, seed, corpus, population, before)
-        bank, anchors = _bank(base, training, config, seed, corpus, population)
+        bank = _bank(base, training, config, seed, corpus, population, anchors)
     release = Release(
         version=version,
         base_name=base.name,
@@ -114,7 +116,7 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         experts=experts,
         router=router,
         bank=bank,
-        anchors=anchors,
+        anchors=corpus.places[list(anchors)],
         space=space,
         top_k=min(config.bank.top_k, len(bank)),
         temperature=config.bank.temperature,
@@ -160,13 +162,7 @@ def _corpus(
     before: Release | None,
     seed: int,
 ) -> _Corpus:
-    samples = [
-        (
-            *history_with_examples(base, user.history, examples),
-            *queries_with_examples(base, user, examples),
-        )
-        for user in users
-    ]
+    samples = [given_samples(base, user, examples) for user in users]
     if before is None:
         return _Corpus(users, samples, samples, places, torch.ones(len(users)))
     path = run_dir / "statistics" / f"r{before.version}.json"
@@ -231,16 +227,9 @@ def _experts(
     return experts, Router(found["router.weight"], found["router.bias"])
 
 
-def _bank(
-    base: BaseModel,
-    folder: Path,
-    config: RunConfig,
-    seed: int,
-    corpus: _Corpus,
-    population: Lora,
-) -> tuple[tuple[Lora, ...], Tensor]:
-    """Return the meta-LoRAs and the anchors' places."""
-    chosen = select_anchors(
+def _anchors(config: RunConfig, seed: int, corpus: _Corpus) -> tuple[int, ...]:
+    """Return which of the corpus's users are the anchors."""
+    return select_anchors(
         corpus.places,
         [len(user.history) for user in corpus.users],
         config.bank.anchors,
@@ -248,6 +237,18 @@ def _bank(
         derive_seed(seed, "anchors"),
         corpus.weights.tolist(),
     )
+
+
+def _bank(
+    base: BaseModel,
+    folder: Path,
+    config: RunConfig,
+    seed: int,
+    corpus: _Corpus,
+    population: Lora,
+    chosen: Sequence[int],
+) -> tuple[Lora, ...]:
+    """Return the meta-LoRAs of the anchors, who are places in the corpus."""
 
     def train() -> tuple[Tensors, Log]:
         members = [(corpus.users[i].user_id, corpus.samples[i]) for i in chosen]
@@ -275,7 +276,7 @@ def _bank(
         }
 
     rows = _finished(folder, "bank", train)["rows"]
-    return Slab.from_rows(base.maps, rows).loras(), corpus.places[list(chosen)]
+    return Slab.from_rows(base.maps, rows).loras()
 
 
 def _tokens(samples: Sequence[Sequence[Sample]]) -> int:

@@ -149,7 +149,7 @@ def check(
     settings += [f"corpus.outputs={outputs}"] if outputs else []
     from shared.config import BankConfig
 
-    fewest = report.history_length[0] if report.history_length else 0
+    fewest = max(1, report.history_length[0] if report.history_length else 1)
     if fewest < BankConfig().min_history:  # else nobody of the server might become an anchor
         settings.append(f"bank.min_history={fewest}")
     line = command("simulate", *(part for setting in settings for part in ("--set", setting)))

@@ -171,6 +171,14 @@ def history_with_examples(
     return samples
 
 
+def given_samples(base: BaseModel, user: User, examples: Examples) -> tuple[Sample, ...]:
+    """Return what a user who gave both has to learn from: history, then queries."""
+    return (
+        *history_with_examples(base, user.history, examples),
+        *queries_with_examples(base, user, examples),
+    )
+
+
 def queries_with_examples(base: BaseModel, user: User, examples: Examples) -> list[Sample]:
     """Return one sample per query: predict the gold answer."""
     samples = []

@@ -24,12 +24,7 @@ from shared.embedding import embed_user
 from shared.progress import stage
 from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
-from shared.retrieval import (
-    NO_EXAMPLES,
-    Examples,
-    history_with_examples,
-    queries_with_examples,
-)
+from shared.retrieval import NO_EXAMPLES, Examples, given_samples, history_with_examples
 from shared.samples import Sample
 from shared.seeding import derive_seed
 from shared.tasks import ALL_TASKS
@@ -109,13 +104,7 @@ class Scene:
     @cached_property
     def server_samples(self) -> tuple[tuple[Sample, ...], ...]:
         """What each of the server's users gives to learn from: history and queries."""
-        return tuple(
-            (
-                *history_with_examples(self.base, user.history, self.examples),
-                *queries_with_examples(self.base, user, self.examples),
-            )
-            for user in self.server
-        )
+        return tuple(given_samples(self.base, user, self.examples) for user in self.server)
 
     @cached_property
     def server_embeddings(self) -> Tensor:

@@ -1,7 +1,8 @@
 """A secure sum over an engine: exact without those who go, and resumed where it was left."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,23 +174,32 @@ class StoppedError(RuntimeError):
     """The server's process ends."""
 
 
-@pytest.mark.parametrize("stage", [KEYS, SHARES, MASKED, UNMASK])
-def test_a_killed_server_goes_on_with_the_stage_it_was_at(
-    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    devices, file = Devices(6), tmp_path / "r4.json"
+@contextmanager
+def stopping_at(
+    monkeypatch: pytest.MonkeyPatch, stage: str, node: int | None = None
+) -> Iterator[None]:
+    """Stop the server as it is about to ask for a stage; of a node, or of whoever is first."""
     real = LocalGrid.push_messages
 
     def stops(grid: LocalGrid, messages: Any) -> list[str]:
         messages = list(messages)
-        if messages[0].metadata.message_type == stage and messages[0].metadata.dst_node_id == 4:
+        metadata = messages[0].metadata
+        if metadata.message_type == stage and node in (None, metadata.dst_node_id):
             raise StoppedError
         return real(grid, messages)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalGrid, "push_messages", stops)
-        with pytest.raises(StoppedError):
-            devices.sum(file)
+        yield
+
+
+@pytest.mark.parametrize("stage", [KEYS, SHARES, MASKED, UNMASK])
+def test_a_killed_server_goes_on_with_the_stage_it_was_at(
+    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices, file = Devices(6), tmp_path / "r4.json"
+    with stopping_at(monkeypatch, stage, 4), pytest.raises(StoppedError):
+        devices.sum(file)
     before = ServerSession.from_bytes(file.read_bytes())
     done = set(devices.asked)
     found = devices.sum(file)
@@ -214,18 +224,8 @@ def test_what_was_refused_before_the_server_was_killed_is_told_after_it(
         return None if (node, stage) in failing else content
 
     devices.interfere = interfere
-    real = LocalGrid.push_messages
-
-    def stops(grid: LocalGrid, messages: Any) -> list[str]:
-        messages = list(messages)
-        if messages[0].metadata.message_type == UNMASK:
-            raise StoppedError
-        return real(grid, messages)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalGrid, "push_messages", stops)
-        with pytest.raises(StoppedError):
-            devices.sum(file)
+    with stopping_at(monkeypatch, UNMASK), pytest.raises(StoppedError):
+        devices.sum(file)
     found = devices.sum(file)
     assert found.opened.total == devices.truth(tuple(range(5, 17)))
     failed = REASONS[Refusal.DEVICE_FAILED]

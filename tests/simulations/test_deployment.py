@@ -85,6 +85,16 @@ def wait_until(done: Callable[[], bool], log: Path, seconds: float = 120) -> Non
         time.sleep(0.2)
 
 
+def start_superlink(start: Callable[..., Path], folder: Path, port: int) -> None:
+    """Start a SuperLink, which ``flwr run`` finds under the name of ours."""
+    (folder / "flower").mkdir()
+    link = {"address": f"127.0.0.1:{port}", "insecure": True}
+    connections = {"superlink": {"default": "ours", "ours": link}}
+    (folder / "flower" / "config.toml").write_text(tomli_w.dumps(connections))
+    log = start("link", "flower-superlink", "--insecure", "--port", port)
+    wait_until(lambda: reachable(port), log)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "names"), [("off", "ab"), ("central", "abc")])
 def test_a_round_over_sockets_and_sealed_vaults(
@@ -117,12 +127,7 @@ def test_a_round_over_sockets_and_sealed_vaults(
         wait_until(path.exists, log)
 
     # The server: a SuperLink, and a SuperNode beside each agent.
-    (tmp_path / "flower").mkdir()
-    link = {"address": f"127.0.0.1:{port}", "insecure": True}
-    connections = {"superlink": {"default": "ours", "ours": link}}
-    (tmp_path / "flower" / "config.toml").write_text(tomli_w.dumps(connections))
-    log = start("link", "flower-superlink", "--insecure", "--port", port)
-    wait_until(lambda: reachable(port), log)
+    start_superlink(start, tmp_path, port)
     for name in names:
         agent = f'agent="{tmp_path / name}.sock"'
         start(
@@ -179,12 +184,7 @@ def test_a_run_that_fails_says_why_in_a_line_and_is_a_failed_run(
     start: Callable[..., Path], tmp_path: Path
 ) -> None:
     port, missing = free_port(), tmp_path / "nowhere.toml"
-    (tmp_path / "flower").mkdir()
-    link = {"address": f"127.0.0.1:{port}", "insecure": True}
-    connections = {"superlink": {"default": "ours", "ours": link}}
-    (tmp_path / "flower" / "config.toml").write_text(tomli_w.dumps(connections))
-    log = start("link", "flower-superlink", "--insecure", "--port", port)
-    wait_until(lambda: reachable(port), log)
+    start_superlink(start, tmp_path, port)
     where = f'run-dir="{tmp_path / "run"}" config="{missing}"'
     log = start("run", "flwr", "run", ".", "ours", "--stream", "--run-config", where)
     wait_until(lambda: "Exit Code: 201" in log.read_text(encoding="utf-8"), log)
