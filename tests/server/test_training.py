@@ -164,16 +164,13 @@ def test_the_experts_log_tells_every_user_s_gates(federation: Any, base: BaseMod
     assert len(log["gates"]) == len(federation.people.server)
 
 
-def test_without_anyone_who_can_be_an_anchor_the_server_says_so(
-    federation: Any, tmp_path: Path
+def test_without_anyone_who_can_be_an_anchor_the_server_says_so_before_it_trains(
+    federation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("train_population", "train_experts", "train_bank"):
+        monkeypatch.setattr(server.training, name, refuse)
     bank = federation.config.bank.model_copy(update={"min_history": 1000})
     config = federation.config.model_copy(update={"bank": bank})
-    training = federation.run_dir / "training"
-    for name in ("embedding", "population", "experts"):
-        for suffix in (".json", ".safetensors"):
-            (tmp_path / "training" / "r1").mkdir(parents=True, exist_ok=True)
-            shutil.copy(training / "r1" / f"{name}{suffix}", tmp_path / "training" / "r1")
     with pytest.raises(MesofedError, match=r"bank\.min_history"):
         train_release(config, tmp_path, 1, federation.people.server)
 
