@@ -1,7 +1,7 @@
 """The frozen base model: loaded once a process, in one of four formats, carrying the adapter stack.
 
 config.name    tiny -> made in code | smollm2 -> the wheel, converted once | folder or hub id
-config.format  fp32 | bf16 | int8 | nf4       (the fingerprint is the same in all of them)
+config.format  auto | fp32 | bf16 | int8 | nf4       (the fingerprint is the same in all of them)
 """
 
 import gc
@@ -19,6 +19,7 @@ from shared.errors import MesofedError
 from shared.fingerprint import fingerprint
 from shared.lora.layer import AdapterStack
 from shared.lora.lora import LinearMap
+from shared.precision import computing_dtype, weight_format
 from shared.prefix import FrozenPrefix, batch_shape
 from shared.pretrained import load_folder, local_folder
 from shared.quantise import quantise
@@ -36,8 +37,10 @@ class BaseModel:
         In eval mode; no parameter requires a gradient.
     tokenizer : PreTrainedTokenizerBase
         Has a padding token.
-    name, format : str
+    name : str
         As configured.
+    format : {"fp32", "bf16", "int8", "nf4"}
+        Of the weights: as configured, or what ``auto`` came to on this machine.
     fingerprint : str
         Identifies the weights, whatever the format; hexadecimal.
     maps : tuple of LinearMap
@@ -147,13 +150,15 @@ def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
         in a way that the trainer would miss.
     """
     global _resident
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = config.model_copy(update={"format": weight_format(config.format, device)})
     key = (config.name, config.format, config.top_layers, frozenset(adapt))
     with _loading:
         if _resident is None or _resident[0] != key:
             if _resident is not None:
                 _resident = None
                 gc.collect()  # two models at once may not fit into the memory
-            _resident = key, _load(config, adapt)
+            _resident = key, _load(config, adapt, device)
         base = _resident[1]
         if base.prefix is not None:
             base.prefix.cache.limit = config.cache_mb << 20
@@ -161,18 +166,20 @@ def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
         return replace(base, max_tokens=config.max_tokens, memory=memory)
 
 
-def _load(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
-    dtype = torch.float32 if config.format == "fp32" else torch.bfloat16
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = _weights(config.name, dtype)
+def _load(config: BaseConfig, adapt: tuple[str, ...], device: torch.device) -> BaseModel:
+    dtype = computing_dtype(config.format, device)
+    quantised = config.format in ("int8", "nf4")
+    # From bf16, so that quantised weights are the same wherever they are multiplied.
+    model, tokenizer = _weights(config.name, torch.bfloat16 if quantised else dtype)
+    nn.Module.to(model, dtype)
     cut = _cut(model, config.top_layers)
     maps = _adapted_maps(model, adapt, cut)
     # Where rounding depends on company, maps without LoRAs have to be taken apart as well.
     others = set(_linear_maps(model, cut)) if rowwise(dtype, device) else set()
     others -= {linear.name for linear in maps}
     identity = fingerprint(model, model.config, _embedding(model))
-    if config.format in ("int8", "nf4"):
-        quantise(model, _linear_maps(model), config.format, device)
+    if quantised:
+        quantise(model, _linear_maps(model), config.format, device, dtype)
     nn.Module.to(model, device)
     if device.type == "cpu":
         # On short texts a training step is a quarter faster than with the fused CPU attention.

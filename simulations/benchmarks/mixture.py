@@ -43,7 +43,7 @@ USERS, EXPERTS, RANK, PRIVATE_RANK, TOKENS = 8, 8, 8, 2, 64
 @torch.no_grad()
 def mixture(settings: Settings, on_round: Callable[[], None]) -> Finding:
     """Read eight users' prompts in one forward pass, logits of the last tokens only."""
-    exact, base = (resident(settings, form, ALL_LINEAR) for form in ("fp32", "bf16"))
+    exact, base = (resident(settings, form, ALL_LINEAR) for form in ("fp32", "auto"))
     stacks, device = mixed_stacks(exact), base.device
     ids = torch.tensor([text_tokens(base, USERS * TOKENS)], device=device).view(USERS, TOKENS)
     attention = base.model.config._attn_implementation

@@ -21,7 +21,7 @@ def resident(
 
     Parameters
     ----------
-    form : {"fp32", "bf16", "int8", "nf4"}
+    form : {"auto", "fp32", "bf16", "int8", "nf4"}
     adapt : tuple of str
         Kinds of linear maps that carry LoRAs.
     top_share : float

@@ -34,8 +34,8 @@ def prepare(variant: str, model: str) -> Callable[[], None]:
     Parameters
     ----------
     variant : {"peft", "cohort", "cohort-small", "cohort-top"}
-        One user in fp32 through PEFT; eight over bf16, as many in a batch as the default memory
-        allows; as many as half of it allows; eight on the top layers.
+        One user in fp32 through PEFT; eight over the default format, as many in a batch as the
+        default memory allows; as many as half of it allows; eight on the top layers.
     """
     import torch
 
@@ -54,7 +54,7 @@ def prepare(variant: str, model: str) -> Callable[[], None]:
 
     users = 1 if variant == "peft" else USERS
     top_share = TOP_SHARE if variant == "cohort-top" else 1.0
-    base = resident(Settings(model), "bf16", QUERY_VALUE, top_share)
+    base = resident(Settings(model), "auto", QUERY_VALUE, top_share)
     slab = started_slab(base, RANK, users)
     workload = make_workload(base, [128] * users, ANSWER_SHARE)
     if variant == "cohort-small":
@@ -63,7 +63,7 @@ def prepare(variant: str, model: str) -> Callable[[], None]:
         return CohortStep(base, slab, workload)
     device = base.device
     del base
-    resident(Settings("tiny"), "bf16", QUERY_VALUE)  # in the place of the peer's own weights
+    resident(Settings("tiny"), "auto", QUERY_VALUE)  # in the place of the peer's own weights
     return peft_step(wrap(plain_model(model, torch.float32, device), slab), workload, device)
 
 

@@ -49,7 +49,7 @@ class Pair:
     Attributes
     ----------
     base : BaseModel
-        In bf16.
+        In bf16 where the machine multiplies it fast, else in fp32.
     peer : PeftModel
         In fp32, one adapter a user.
     workload : Workload
@@ -106,9 +106,9 @@ def pair(
     peer = wrap(plain_model(settings.model, torch.float32, exact.device), slab)
     theirs = peft_gradients(peer, slab, workload)
     del exact
-    base = resident(settings, "bf16", adapt, top_share)
-    bf16 = cohort_gradients(base, slab, workload)
-    return Pair(base, peer, workload, check_gradients(ours, bf16, theirs))
+    base = resident(settings, "auto", adapt, top_share)
+    timed = cohort_gradients(base, slab, workload)
+    return Pair(base, peer, workload, check_gradients(ours, timed, theirs))
 
 
 def train_all_linear(settings: Settings, on_round: Callable[[], None]) -> Finding:

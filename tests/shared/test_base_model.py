@@ -55,7 +55,9 @@ def test_logits_are_those_of_the_whole_model(kind: Format, top_layers: int) -> N
         expected = base.model(input_ids=ids).logits.flatten(0, 1).float()
         logits = base.logits(base.hidden_states(ids, [5, 5]).flatten(0, 1))
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, expected, rtol=1e-2 if kind != "fp32" else 1e-6, atol=1e-2)
+    # In bf16 a single logit may be off by a step of its own: the norm tells a wrong layer.
+    most = 1e-6 if base.dtype == torch.float32 else 1e-2
+    assert float((logits - expected).norm() / expected.norm()) < most
     assert (base.width, base.pad_token) == (64, 258)
 
 

@@ -26,7 +26,7 @@ def dense(bias: bool = False) -> nn.Sequential:
 
 def quantised(kind: str, bias: bool = False) -> nn.Sequential:
     model = dense(bias)
-    quantise(model, ["0"], kind, CPU)
+    quantise(model, ["0"], kind, CPU, torch.bfloat16)
     return model.eval()
 
 

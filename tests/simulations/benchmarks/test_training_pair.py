@@ -8,6 +8,7 @@ from shared.cohort import train_cohort
 from shared.config import TrainingConfig
 from shared.errors import MesofedError
 from shared.lora.slab import Slab
+from shared.precision import weight_format
 from shared.training import Trainee
 from simulations.benchmarks import training
 from simulations.benchmarks.alone import gradient_difference, training_difference
@@ -62,7 +63,7 @@ def test_both_sides_of_a_training_row_agree(
     assert losses.value < 1e-6
     assert gradients.value < 1e-5
     assert directions.value < 1e-2
-    assert both.base.format == "bf16"
+    assert both.base.format == weight_format("auto", both.base.device)
     assert len(both.base.maps) == len(adapt) * top_layers(4, top_share)
 
 
@@ -80,7 +81,7 @@ def test_a_peer_with_other_weights_is_noticed(
         training.pair(settings, QUERY_VALUE, [24] * 2)
 
 
-@pytest.mark.parametrize("wrong", ["losses", "rows", "bf16"])
+@pytest.mark.parametrize("wrong", ["losses", "rows", "timed"])
 def test_each_comparison_counts(wrong: str) -> None:
     right = Gradients(torch.tensor([1.0, 2.0]), torch.randn(2, 50))
     off = Gradients(
@@ -89,7 +90,7 @@ def test_each_comparison_counts(wrong: str) -> None:
     )
     check_gradients(right, right, right)
     with pytest.raises(MesofedError):
-        check_gradients(right if wrong == "bf16" else off, off, right)
+        check_gradients(right if wrong == "timed" else off, off, right)
 
 
 def test_one_wrong_user_among_many_is_noticed() -> None:
