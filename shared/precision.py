@@ -12,9 +12,10 @@ from shared.config import Format
 def multiplies_bf16(device: torch.device) -> bool:
     """Return whether a device has matrix products in bf16 of its own, rather than emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.backends.mkldnn.is_available() and supported
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def weight_format(wanted: Format, device: torch.device) -> Format:
