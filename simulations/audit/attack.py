@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
+# What is asked.
+TRAINED_ON = "was this item trained on?"
+WHOSE, GROUP = "whose history is it?", "which group?"
 
 Scores = npt.NDArray[np.float64]
 

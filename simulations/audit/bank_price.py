@@ -21,7 +21,7 @@ from shared.progress import stage
 from shared.release import Release
 from shared.retrieval import Examples
 from shared.seeding import derive_seed
-from simulations.audit.attack import Attack, judge
+from simulations.audit.attack import TRAINED_ON, Attack, judge
 from simulations.audit.federations import Ground
 from simulations.audit.likelihood import item_losses, membership_by_likelihood, samples_of
 from simulations.audit.people import Halved
@@ -30,7 +30,7 @@ from simulations.report.statistics import Estimate, bootstrap_mean
 EPSILONS = (8.0, 1.0)
 """Budgets that are tried, beside none and the one that is configured."""
 
-BANK, TRAINED_ON = "meta-LoRA bank", "was this item trained on?"
+BANK = "meta-LoRA bank"
 KNOWN_ANCHOR = "the release, the item, and which meta-LoRA is the person's"
 
 

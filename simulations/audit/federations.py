@@ -179,7 +179,7 @@ class _PeopleGrid(TappedGrid):
 
 def run_people(ground: Ground) -> PeopleRun:
     """Run the federation of all device users, each with the given half of the own history."""
-    run = found(ground, "people", (UPLOADED,), len(ground.devices))
+    run = found(ground, "people", ("population",), len(ground.devices))
     for device, person in enumerate(ground.devices):
         vault_of(ground, run, device).move_in(person.given)
     grid = _PeopleGrid(client_app, len(ground.devices), run)

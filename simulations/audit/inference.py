@@ -3,34 +3,31 @@
 from router statistics   whose history it is; which group. In mode central none reach the server
 from a release           what an anchor's meta-LoRA and the population LoRA were trained on; which
                          group an anchor is of, by the meta-LoRA and by the place
-from uploaded user LoRAs what they were trained on; which group. No device of Mesofed uploads one:
-                         it is the LoRA of method `oppu`, trained over the release's population LoRA
+from fedavg-lora          what the uploaded LoRAs were trained on; which group. No device of Mesofed
+                         uploads one
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-from client.vault import Vault
 from server.training import release_folder
 from shared.base_model import BaseModel
 from shared.compute import compute
 from shared.embedding import embed_user
-from shared.lora.lora import Lora
 from shared.progress import stage
 from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
-from simulations.audit.attack import Attack, Scored, Scores, judge
-from simulations.audit.bank_price import BANK, KNOWN_ANCHOR, TRAINED_ON, anchors_of
-from simulations.audit.federations import UPLOADED, Ground, PeopleRun, vault_folder_of
+from simulations.audit.attack import GROUP, TRAINED_ON, WHOSE, Attack, Scored, Scores, judge
+from simulations.audit.bank_price import BANK, KNOWN_ANCHOR, anchors_of
+from simulations.audit.federations import Ground, PeopleRun
 from simulations.audit.groups import can_ask, group_of, groups_by_centres, groups_by_likelihood
 from simulations.audit.likelihood import gains, membership_by_likelihood, samples_of
 from simulations.audit.people import Halved
 from simulations.audit.seen_statistics import expected_statistics, linkage
 from simulations.audit.sent_statistics import sent_vectors
+from simulations.audit.uploads import attack_uploads
 
-STATISTICS, POPULATION, UPLOADS = "router statistics", "population LoRA", "uploaded user LoRA"
-PLACES = "anchors' places"
-WHOSE, GROUP = "whose history is it?", "which group?"
+STATISTICS, POPULATION, PLACES = "router statistics", "population LoRA", "anchors' places"
 
 
 def release_of(ground: Ground) -> Release:
@@ -41,11 +38,15 @@ def release_of(ground: Ground) -> Release:
 def measure_inference(ground: Ground, ran: PeopleRun) -> tuple[Attack, ...]:
     """Attack all there is to attack, in what the server of a federation of all people has got."""
     release = release_of(ground)
-    parts = (_on_statistics, _on_release, _on_uploads)
+    parts = (
+        partial(_on_statistics, ground, ran, release),
+        partial(_on_release, ground, release),
+        partial(attack_uploads, ground, release),
+    )
     found: list[Attack] = []
     with stage("inference attacks", len(parts), "targets") as progress:
         for part in parts:
-            found += compute(partial(part, ground, ran, release))
+            found += compute(part)
             progress.advance(1)
     return tuple(found)
 
@@ -92,7 +93,7 @@ def _on_statistics(ground: Ground, ran: PeopleRun, release: Release) -> list[Att
     return found
 
 
-def _on_release(ground: Ground, ran: PeopleRun, release: Release) -> list[Attack]:
+def _on_release(ground: Ground, release: Release) -> list[Attack]:
     base, seed = ground.base, ground.config.seed
     population = [release.population]
     anchors = anchors_of(ground)
@@ -170,46 +171,3 @@ def _by_population(ground: Ground, release: Release) -> list[Scored]:
         )
         for person in ground.server
     ]
-
-
-def _on_uploads(ground: Ground, ran: PeopleRun, release: Release) -> list[Attack]:
-    base, seed, people = ground.base, ground.config.seed, ground.devices
-    loras = [_user_lora(ran, device) for device in range(len(people))]
-    below = [release.population]
-    found = [
-        judge(
-            UPLOADS,
-            TRAINED_ON,
-            "the release, the item, and the user LoRAs of all devices",
-            membership_by_likelihood(base, below, loras, people, release.examples),
-            seed,
-            contrast=True,
-        )
-    ]
-    if can_ask(people, ground.server):
-        found.append(
-            judge(
-                UPLOADS,
-                GROUP,
-                "the release, the device's user LoRA, items and groups of the server's users",
-                groups_by_likelihood(
-                    base,
-                    below,
-                    loras,
-                    [group_of(person) for person in people],
-                    ground.server,
-                    release.examples,
-                    seed,
-                ),
-                seed,
-                contrast=True,
-            )
-        )
-    return found
-
-
-def _user_lora(ran: PeopleRun, device: int) -> Lora:
-    found = Vault(vault_folder_of(ran.run, device)).load_private(1, UPLOADED)
-    if found is None:
-        raise RuntimeError(f"device {device} in {ran.run} has trained no user LoRA")
-    return Lora.from_tensors({k: v for k, v in found[0].items() if k != "weights"})

@@ -11,14 +11,16 @@ all of them in every round. A client's weight is its share of the samples.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from client.personalize import Personalised
-from shared.cohort import FusionWeights, Trained, train_cohort
+from shared.base_model import BaseModel
+from shared.cohort import FusionWeights, train_cohort
 from shared.lora.algebra import concatenate, fuse
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
@@ -26,6 +28,7 @@ from shared.methods import METHODS
 from shared.progress import stage
 from shared.seeding import derive_seed
 from shared.training import Trainee
+from simulations.comparison.config import AveragingConfig
 from simulations.comparison.contender import Answered, Contender, evaluated, personalised
 from simulations.comparison.scene import Scene
 from simulations.comparison.traffic import Traffic, lora_bytes
@@ -54,14 +57,60 @@ def _clients(scene: Scene, round_: int) -> list[Trainee]:
     ]
 
 
+@dataclass(frozen=True)
+class AveragingRound:
+    """One round of FedIT.
+
+    Attributes
+    ----------
+    start : Lora
+        The global LoRA, from which everyone trains on.
+    uploads : Slab
+        What everyone sends to the server: the LoRA that it has become, a row a client.
+    average : Lora
+        The next global LoRA.
+    """
+
+    start: Lora
+    uploads: Slab
+    average: Lora
+
+
+def averaging_rounds(
+    base: BaseModel,
+    clients: Callable[[int], Sequence[Trainee]],
+    start: Lora,
+    config: AveragingConfig,
+) -> Iterator[AveragingRound]:
+    """Train by FedIT, round by round.
+
+    Parameters
+    ----------
+    clients : callable
+        Who trains, and on what, by the number of the round from 0.
+    start : Lora
+        The first global LoRA.
+    """
+    for round_ in range(config.rounds):
+        taking_part = clients(round_)
+        rows = Slab.of(base.maps, [start] * len(taking_part))
+        uploads = _local_round(base, taking_part, rows, None, config)
+        average = averaged_apart(uploads, shares(taking_part))
+        yield AveragingRound(start, uploads, average)
+        start = average
+
+
 def _local_round(
-    scene: Scene, clients: Sequence[Trainee], start: Slab, below: Lora | None
-) -> Trained:
-    config = scene.config.averaging
+    base: BaseModel,
+    clients: Sequence[Trainee],
+    start: Slab,
+    below: Lora | None,
+    config: AveragingConfig,
+) -> Slab:
     total = config.epochs * sum(len(s) for client in clients for s in client.samples)
     fusion = FusionWeights((below,), torch.ones(len(clients), 1)) if below is not None else None
-    with stage("local round", total, "tokens"), scene.base.lock:
-        return train_cohort(scene.base, clients, start, config, fusion)
+    with stage("local round", total, "tokens"), base.lock:
+        return train_cohort(base, clients, start, config, fusion).slab
 
 
 def _fedavg(scene: Scene) -> tuple[Lora, float]:
@@ -70,11 +119,9 @@ def _fedavg(scene: Scene) -> tuple[Lora, float]:
 
     def make() -> dict[str, Tensor]:
         found, started = scene.release.population, time.monotonic()
-        for round_ in range(scene.config.averaging.rounds):
-            clients = _clients(scene, round_)
-            start = Slab.of(maps, [found] * len(clients))
-            trained = _local_round(scene, clients, start, None)
-            found = averaged_apart(trained.slab, shares(clients))
+        config = scene.config.averaging
+        for done in averaging_rounds(scene.base, partial(_clients, scene), found, config):
+            found = done.average
         return {"rows": Slab.of(maps, [found]).rows, "seconds": _each(scene, started)}
 
     kept = scene.finished(f"fedavg-{scene.slice}", make)
@@ -94,8 +141,8 @@ def _flora(scene: Scene) -> tuple[Lora, float]:
             clients = _clients(scene, round_)
             seeds = [derive_seed(client.seed, "start") for client in clients]
             start = Slab.initial(maps, config.rank, seeds)
-            trained = _local_round(scene, clients, start, found)
-            found = laid_side_by_side(found, trained.slab, shares(clients))
+            uploads = _local_round(scene.base, clients, start, found, config)
+            found = laid_side_by_side(found, uploads, shares(clients))
         return {**found.tensors(), "seconds": _each(scene, started)}
 
     kept = scene.finished(f"flora-{scene.slice}", make)

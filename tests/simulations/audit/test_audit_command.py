@@ -95,10 +95,15 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
         "meta-LoRA bank",
         "anchors' places",
         "population LoRA",
-        "uploaded user LoRA",
+        "uploads of fedavg-lora",
     }
     asked = [a["target"] for a in found["attacks"] if a["question"] == "which group?"]
-    assert asked == ["router statistics", "meta-LoRA bank", "anchors' places", "uploaded user LoRA"]
+    assert asked == [
+        "router statistics",
+        "meta-LoRA bank",
+        "anchors' places",
+        "uploads of fedavg-lora",
+    ]
     # Without noise, who knows a person's whole history knows the person's statistics.
     assert found["attacks"][0]["question"] == "whose history is it?"
     assert found["attacks"][0]["auc"] == 1.0

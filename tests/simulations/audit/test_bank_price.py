@@ -1,7 +1,6 @@
 """The bank without a budget is the release's own; a budget takes from attack and use alike."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from shared.config import RunConfig
 from shared.retrieval import NO_EXAMPLES, Examples, history_with_examples
 from shared.tasks import TASKS
 from simulations.audit.bank_price import EPSILONS, Price, anchors_of, measure_price
-from simulations.audit.federations import Ground, PeopleRun, lay_ground
+from simulations.audit.federations import Ground, lay_ground
 from simulations.audit.inference import _on_release, release_of
 from simulations.audit.likelihood import item_losses, samples_of
 
@@ -56,7 +55,7 @@ def test_budgets_cost_what_they_buy(price: Price) -> None:
 
 
 def test_a_release_with_examples_is_attacked_with_the_prompts_of_its_training(
-    ground_with_examples: Ground, people_runs: Callable[[str], PeopleRun]
+    ground_with_examples: Ground,
 ) -> None:
     ground, base = ground_with_examples, ground_with_examples.base
     release, anchors = release_of(ground), anchors_of(ground)
@@ -80,7 +79,7 @@ def test_a_release_with_examples_is_attacked_with_the_prompts_of_its_training(
     # The bank that is trained here is the release's own, which the server has trained.
     assert price.banks[0].given_nll.mean == pytest.approx(mean_loss(release.examples), rel=1e-5)
     assert price.banks[0].given_nll.mean != pytest.approx(mean_loss(NO_EXAMPLES), rel=1e-4)
-    on_bank, on_population, *_ = _on_release(ground, people_runs("off"), release)
+    on_bank, on_population, *_ = _on_release(ground, release)
     assert replace(on_bank, knows="") == replace(price.banks[0].attack, knows="")
     bare = replace(release, examples=NO_EXAMPLES)
-    assert _on_release(ground, people_runs("off"), bare)[1].auc != on_population.auc
+    assert _on_release(ground, bare)[1].auc != on_population.auc

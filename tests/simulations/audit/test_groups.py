@@ -1,6 +1,5 @@
 """Groups are told where they show and not where they do not; chance is a coin's."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from shared.lora.lora import Factors, Lora
 from shared.retrieval import NO_EXAMPLES
 from simulations.audit.attack import Attack, Scored, area, judge
 from simulations.audit.bank_price import anchors_of
-from simulations.audit.federations import Ground, PeopleRun
+from simulations.audit.federations import Ground
 from simulations.audit.groups import (
     can_ask,
     group_of,
@@ -143,16 +142,14 @@ def _zero(lora: Lora) -> Lora:
     return Lora({name: Factors(f.a, 0 * f.b) for name, f in lora})
 
 
-def test_an_anchor_s_place_tells_the_group_where_places_differ(
-    ground: Ground, people_runs: Callable[[str], PeopleRun]
-) -> None:
-    release, anchors, ran = release_of(ground), anchors_of(ground), people_runs("off")
+def test_an_anchor_s_place_tells_the_group_where_places_differ(ground: Ground) -> None:
+    release, anchors = release_of(ground), anchors_of(ground)
     strangers = _strangers(ground, anchors)
     assert len(strangers) == len(ground.server) + len(ground.devices) - len(anchors)
     assert not {p.given.user_id for p in strangers} & {p.given.user_id for p in anchors}
 
     def row(places: Tensor) -> Attack:
-        rows = _on_release(ground, ran, replace(release, anchors=places))
+        rows = _on_release(ground, replace(release, anchors=places))
         (found,) = [attack for attack in rows if attack.target == "anchors' places"]
         assert found.question == "which group?"
         assert found.people == len(anchors)
@@ -176,14 +173,12 @@ def test_an_anchor_s_place_tells_the_group_where_places_differ(
     assert (alike.low, alike.auc, alike.high) == (0.5, 0.5, 0.5)
 
 
-def test_a_bank_that_has_learned_nothing_tells_no_group(
-    ground: Ground, people_runs: Callable[[str], PeopleRun]
-) -> None:
-    release, ran = release_of(ground), people_runs("off")
+def test_a_bank_that_has_learned_nothing_tells_no_group(ground: Ground) -> None:
+    release = release_of(ground)
     empty = replace(release, bank=tuple(_zero(lora) for lora in release.bank))
     (found,) = [
         attack
-        for attack in _on_release(ground, ran, empty)
+        for attack in _on_release(ground, empty)
         if (attack.target, attack.question) == ("meta-LoRA bank", "which group?")
     ]
     assert (found.low, found.auc, found.high) == (0.5, 0.5, 0.5)

@@ -214,7 +214,7 @@ def test_in_mode_central_there_is_the_sum_alone(grounds: Grounds, people_runs: R
         "meta-LoRA bank",
         "anchors' places",
         "population LoRA",
-        "uploaded user LoRA",
+        "uploads of fedavg-lora",
     }
 
 
