@@ -30,7 +30,7 @@ from simulations.audit.wire import Left, TappedGrid
 from simulations.local_grid import run_on
 
 UPLOADED = "oppu"
-"""The method whose user LoRA devices upload in a contrast; no federated averaging does that."""
+"""The method whose user LoRA devices give away in a contrast to the search of what leaves."""
 LEAST_SERVER_USERS, LEAST_DEVICES = 4, 4
 RELEASE = 1
 """That all federations are about."""
