@@ -116,7 +116,9 @@ def export(
         else:
             lora = concatenate([unpacked.population, lora])
     holds += unpacked.examples.note()
-    typer.echo(export_adapter(lora, out, base, holds, force))
+    told, code = export_adapter(lora, out, base, holds, force)
+    say(output(), told)
+    typer.echo(code, nl=False)
 
 
 @release.command()
