@@ -19,6 +19,7 @@ from flwr.app import RecordDict
 
 from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes, content_to_bytes
+from shared.program import command
 from shared.protocol import MAX_RELEASE_BYTES, REASONS, ProtocolError
 
 LENGTH = struct.Struct(">I")
@@ -59,7 +60,7 @@ def ask_agent(path: Path, message_type: str, content: RecordDict) -> RecordDict:
         except OSError as error:
             raise MesofedError(
                 f"Expected a device agent at {path}; {error.strerror or error}. Start it with "
-                "`mesofed device start`."
+                f"`{command('device', 'start')}`."
             ) from error
     code = reply.header.get("code")
     if code == 0:

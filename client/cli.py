@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from shared.console import output
+from shared.console import notices, output, say
 from shared.errors import MesofedError
 from shared.program import command
 
@@ -77,14 +77,14 @@ def init(
         home.trust(server_key)
     home.move_in(User(vault.name, read.items, ()))
     console = output()
-    step = "start" if server_key else "trust"
-    lines = [
-        f"{len(read.items)} paragraphs are in {vault}, encrypted.",
-        *(f"  left out {skip.where}: {skip.reason}" for skip in read.skipped),
-        f"Next: {command('device', step, vault)}{'' if server_key else ' SERVER_KEY'}",
-    ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    say(console, f"{len(read.items)} paragraphs are in {vault}, encrypted.")
+    for skip in read.skipped:
+        say(console, f"  left out {skip.where}: {skip.reason}")
+    opened = _opened_by(passphrase_file)
+    if server_key:
+        _say_to_start(vault, opened)
+    else:
+        say(console, f"Next: `{command('device', 'trust', vault, 'SERVER_KEY', *opened)}`")
 
 
 @device.command()
@@ -95,8 +95,8 @@ def trust(
 ) -> None:
     """Take releases that are signed with this key, and no others."""
     _open_vault(vault, passphrase_file).trust(server_key)
-    typer.echo(f"{vault} takes the releases of {server_key}.")
-    typer.echo(f"Next: {command('device', 'start', vault)}")
+    say(output(), f"{vault} takes the releases of {server_key}.")
+    _say_to_start(vault, _opened_by(passphrase_file))
 
 
 @device.command()
@@ -141,20 +141,21 @@ def start(
 
     from client.agent import Agent
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-    agent = Agent(_device_of(home, settings), path.absolute(), users, say)
+    agent = Agent(
+        _device_of(home, settings), path.absolute(), users, lambda text: say(console, text)
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.stop())
 
     def ready() -> None:
-        say(f"Vault {vault}: takes the releases of {trusted}")
-        say(f"Listening at {agent.path}")
-        say("Next, beside this process:")
-        say("  flower-supernode --superlink SERVER:8000 --root-certificates CA.crt \\")
-        say(f"    --node-config 'agent=\"{agent.path}\"'")
-        say("CA.crt is for TLS; with a SuperLink on this machine without it: --insecure instead.")
+        node = "flower-supernode --superlink SERVER:8000 --root-certificates CA.crt --node-config"
+        say(console, f"Vault {vault}: takes the releases of {trusted}")
+        say(console, f"Listening at {agent.path}")
+        say(console, f"Next, beside this process: `{node} 'agent=\"{agent.path}\"'`")
+        say(
+            console,
+            "CA.crt is for TLS; with a SuperLink on this machine without it: --insecure instead.",
+        )
 
     agent.serve(ready)
     console.print("Stopped.")
@@ -172,7 +173,15 @@ def ask(
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
-    typer.echo(_personalised(_open_vault(vault, passphrase_file), config).answer(method, prompt))
+    answer = _personalised(_open_vault(vault, passphrase_file), config).answer(method, prompt)
+    if answer.strip():
+        typer.echo(answer)
+    else:  # beside the answers, for a script reads these
+        say(
+            notices(),
+            "The answer is empty: the model ended it before the first word. Put the prompt as the "
+            "person's texts are put, or name another --method.",
+        )
 
 
 @device.command()
@@ -201,7 +210,9 @@ def export(
     without = ", without the label prior" if personalised.label_prior else ""
     holds = f"One person's stack by {method}, folded into one LoRA{without}; keep it at home."
     holds += personalised.examples.note()
-    typer.echo(export_adapter(stack, out, opened.base, holds, force))
+    told, code = export_adapter(stack, out, opened.base, holds, force)
+    say(output(), told)
+    typer.echo(code, nl=False)
 
 
 @device.command()
@@ -224,20 +235,20 @@ def inspect(
     home = _open_vault(vault, passphrase_file)
     console = output()
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
     if errors:
         entries = list(error_journal(home).entries())
         for entry in entries:
-            say(f"{entry['time']} {entry['request']}\n{entry['error']}")
+            typer.echo(f"{entry['time']} {entry['request']}\n{entry['error']}")
         if not entries:
-            say("Nothing went wrong, or it was forgotten: the record begins anew above 1 MiB.")
+            say(
+                console,
+                "Nothing went wrong, or it was forgotten: the record begins anew above 1 MiB.",
+            )
         return
     budget = load_config(_config_of(home, config)).privacy
     found = damages(home)
     for line in report(home, found, budget, raw):
-        say(line)
+        say(console, line)
     if found:
         parts = ", ".join(dict.fromkeys(damage.part for damage in found))
         raise MesofedError(
@@ -260,7 +271,7 @@ def passphrase(
     fresh = _passphrase(new_passphrase_file, new=True, variable="")()
     change_passphrase(vault, home.seal, fresh)
     _warn_of_a_short_one(fresh, vault)
-    typer.echo(f"{vault} opens with the new passphrase, and no more with the old one.")
+    say(output(), f"{vault} opens with the new passphrase, and no more with the old one.")
 
 
 @device.command()
@@ -289,11 +300,12 @@ def forget(
         # First, for the vault knows where they are, and a kill must leave one that can be erased.
         gone, kept = erase_traces(vault)
         files, size = erase(vault)
-    typer.echo(f"{vault} is gone: {files} files, {size:,} bytes.")
+    console = output()
+    say(console, f"{vault} is gone: {files} files, {size:,} bytes.")
     for path in gone:
-        typer.echo(f"Outside of it, {path} is gone too.")
-    typer.echo(said)
-    typer.echo("What was exported from it, and the texts it was made of, are where you put them.")
+        say(console, f"Outside of it, {path} is gone too.")
+    say(console, said)
+    say(console, "What was exported from it, and the texts it was made of, are where you put them.")
     if kept:
         raise MesofedError(
             f"Expected to remove what lies outside of {vault}; could not: {'; '.join(kept)}. "
@@ -361,9 +373,7 @@ def _config_of(home: "Vault", config: Path | None) -> Path | None:
     if config is not None or not of_run.is_file():
         return config
     # Beside the answer, which may go into a pipe.
-    typer.echo(
-        f"Settings: {of_run} (that of the run the vault is in; --config names another)", err=True
-    )
+    say(notices(), f"Settings: {of_run} (that of the run the vault is in; --config names another)")
     return of_run
 
 
@@ -401,16 +411,27 @@ def _passphrase(
     return find
 
 
+def _opened_by(passphrase_file: Path | None) -> tuple[str, ...]:
+    """Return the arguments with which the next command opens the vault as this one did."""
+    return () if passphrase_file is None else ("--passphrase-file", str(passphrase_file))
+
+
+def _say_to_start(vault: Path, opened: tuple[str, ...]) -> None:
+    console = output()
+    say(console, f"Next: `{command('device', 'start', vault, *opened)}`")
+    say(console, "  with --config FILE, if the server's settings are not the defaults")
+
+
 def _warn_of_a_short_one(passphrase: str, vault: Path) -> None:
     from client.lock import AMPLE_PASSPHRASE
 
     if len(passphrase) < AMPLE_PASSPHRASE:
-        typer.echo(
+        say(
+            notices(),
             f"Warning: this passphrase has {len(passphrase)} characters, of the "
             f"{AMPLE_PASSPHRASE} or more that are wise. Whoever copies the vault can try all short "
             "ones; several words that nobody would put together are best. Change it: "
-            f"{command('device', 'passphrase', vault)}",
-            err=True,
+            f"`{command('device', 'passphrase', vault)}`",
         )
 
 

@@ -22,6 +22,7 @@ from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
 from shared.methods import METHODS
 from shared.noise import Randomness, system_randomness
+from shared.program import command
 from shared.protocol import RouterStatistics, as_sent
 from shared.release import Release, unpack_release
 from shared.release_files import MANIFEST, verify_files
@@ -256,7 +257,7 @@ class Device:
                 "with the settings that it was trained with: --config FILE."
             )
         if method in self.methods:
-            return "it is not yet. `mesofed device start` trains it."
+            return f"it is not yet. `{command('device', 'start')}` trains it."
         return (
             f"it is not. The settings name {', '.join(self.methods)}: ask for one of these, or add "
             f"{method} to `methods` and start the agent again."

@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from client.ledger import ledger
 from client.lock import PERSON, forget_key
 from client.sent import JOURNAL
-from client.soundness import LEDGER, Damage, part_of
+from client.soundness import CHECKS, LEDGER, Damage, part_of
 from client.vault import Vault
 from client.vault_parts import INSTALLED
 from shared.config import PrivacyConfig
@@ -20,12 +20,15 @@ from shared.privacy import spent
 
 
 def stored(vault: Vault) -> list[tuple[str, int, int]]:
-    """Return what lies in a vault, by kind: (kind, files, bytes)."""
+    """Return what lies in a vault, by part, as damages name it: (part, files, bytes).
+
+    What is of no part has the name that it has in the vault.
+    """
     sizes: dict[str, list[int]] = {}
     for path in files_of(vault.folder):
-        kind = path.relative_to(vault.folder).parts[0]
-        sizes.setdefault(kind, []).append(path.stat().st_size)
-    return [(kind, len(found), sum(found)) for kind, found in sorted(sizes.items())]
+        name = path.relative_to(vault.folder).parts[0]
+        sizes.setdefault(part_of(name) or name, []).append(path.stat().st_size)
+    return [(part, len(found), sum(found)) for part, found in sorted(sizes.items())]
 
 
 def sent(vault: Vault) -> Iterator[dict[str, Any]]:
@@ -73,10 +76,9 @@ def report(
     items = "damaged" if PERSON in damaged else len(vault.person().history)
     release = "damaged" if INSTALLED in damaged else vault.installed() or "none"
     yield f"  {items} history items; release {release}"
-    for kind, files, size in stored(vault):
-        part = part_of(kind)
-        state = "unknown" if part is None else "damaged" if part in damaged else "sound"
-        yield f"  {kind:<20} {files:>5} files {size / 1e6:>9.3f} MB  {state}"
+    for part, files, size in stored(vault):
+        state = "unknown" if part not in CHECKS else "damaged" if part in damaged else "sound"
+        yield f"  {part:<20} {files:>5} files {size / 1e6:>9.3f} MB  {state}"
     yield f"  {LEDGER:<20} {'in the journal':>24}  {'damaged' if LEDGER in damaged else 'sound'}"
     for damage in found:
         yield f"Damaged: {damage.text}"

@@ -19,19 +19,24 @@ from typing import Any, BinaryIO
 
 from client.seal import DamagedError, Seal
 from shared.errors import MesofedError
+from shared.program import command
 
 _HEADER = struct.Struct(">III")
 MAX_RECORD = 1 << 20
 
 Entry = dict[str, Any]
 
-STOPPED = (
-    "This device sends nothing more, since it cannot tell what it has sent. Only a copy that has "
-    "every answer until the last can take the place of the file; an older one is refused, for it "
-    "has forgotten what was spent of the privacy budget. Without such a copy, begin anew with "
-    "`mesofed device forget`; the new vault's budget then comes on top of the old one's. "
-    "`mesofed device ask` and `mesofed device export` work as before."
-)
+
+def stopped() -> str:
+    """Return what to say where it cannot be told what was sent."""
+    return (
+        "This device sends nothing more, since it cannot tell what it has sent. Only a copy that "
+        "has every answer until the last can take the place of the file; an older one is refused, "
+        "for it has forgotten what was spent of the privacy budget. Without such a copy, begin "
+        f"anew with `{command('device', 'forget')}`; the new vault's budget then comes on top of "
+        f"the old one's. `{command('device', 'ask')}` and `{command('device', 'export')}` work as "
+        "before."
+    )
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,12 @@ class Journal:
     Attributes
     ----------
     remedy : str
-        What to say of a damaged one.
+        What to say of a damaged one; without it, what the record of what was sent needs.
     """
 
     path: Path
     seal: Seal
-    remedy: str = STOPPED
+    remedy: str = ""
 
     def entries(self) -> list[Entry]:
         """Return all records, oldest first.
@@ -200,7 +205,8 @@ class Journal:
 
     def _damaged(self, place: int) -> DamagedError:
         return DamagedError(
-            f"Record {place + 1} of {self.path} is damaged or was changed. {self.remedy}"
+            f"Record {place + 1} of {self.path} is damaged or was changed. "
+            f"{self.remedy or stopped()}"
         )
 
 

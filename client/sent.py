@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.journal import STOPPED, End, Entry, Journal
+from client.journal import End, Entry, Journal, stopped
 from client.seal import DamagedError, Seal
 from shared.atomic_file import write_bytes
 
@@ -146,12 +146,12 @@ class Sent:
         if not (self._folder / END).exists():
             raise DamagedError(
                 f"{self.journal.path} has {end.records} records, but {END}, which says how many "
-                f"there have to be, is missing. {STOPPED}"
+                f"there have to be, is missing. {stopped()}"
             )
         if written > end.records:
             raise DamagedError(
                 f"{self.journal.path} ends after {end.records} records of the {written} that this "
-                f"vault has written: it is an older copy, or was cut. {STOPPED}"
+                f"vault has written: it is an older copy, or was cut. {stopped()}"
             )
         return found, end, written
 
@@ -179,7 +179,7 @@ class Sent:
         write_bytes(self._folder / name, sealed, mode=0o600)
 
     def _damaged(self, path: Path) -> DamagedError:
-        return DamagedError(f"{path} is damaged or was changed. {STOPPED}")
+        return DamagedError(f"{path} is damaged or was changed. {stopped()}")
 
 
 def asked_of(entry: Mapping[str, Any]) -> Asked:

@@ -41,6 +41,7 @@ from client.vault_parts import (
 )
 from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes
+from shared.program import command
 from shared.protocol import INSTALL_RELEASE, RouterStatistics
 from shared.release_files import MANIFEST, PARTS, SIGNATURE
 from shared.secure_aggregation.device_session import DeviceSession
@@ -245,8 +246,8 @@ def _sockets(vault: Vault) -> Iterator[MesofedError]:
     if (vault.folder / SOCKETS).exists() and not remembered_sockets(vault.folder):
         yield DamagedError(
             f"Expected the places where the agent has listened in {SOCKETS} of the vault; it "
-            "cannot be read. `mesofed device start` begins it anew; what an agent has left at a "
-            "place of its own, `mesofed device forget` does not find any more."
+            f"cannot be read. `{command('device', 'start')}` begins it anew; what an agent has "
+            f"left at a place of its own, `{command('device', 'forget')}` does not find any more."
         )
 
 

@@ -40,11 +40,11 @@ from client.vault_parts import (
     INSTALLED,
     PRIVATE,
     RELEASES,
-    RESTORE,
     SERVER_KEY,
     SESSIONS,
     STATISTICS,
     remedy,
+    restore,
 )
 from shared.atomic_file import write_bytes
 from shared.corpus.user import User
@@ -175,7 +175,7 @@ class Vault:
         except (ValueError, TypeError, KeyError, DamagedError) as error:
             raise DamagedError(
                 f"Expected the current release's number in {path}; it is damaged or was changed. "
-                f"{RESTORE}"
+                f"{restore()}"
             ) from error
 
     def manifest(self) -> bytes | None:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from shared.console import output, say
 from shared.errors import MesofedError
+from shared.program import command_elsewhere
 
 if TYPE_CHECKING:
     from shared.release_files import ExamplesEntry
@@ -116,7 +117,9 @@ def export(
         else:
             lora = concatenate([unpacked.population, lora])
     holds += unpacked.examples.note()
-    typer.echo(export_adapter(lora, out, base, holds, force))
+    told, code = export_adapter(lora, out, base, holds, force)
+    say(output(), told)
+    typer.echo(code, nl=False)
 
 
 @release.command()
@@ -128,7 +131,7 @@ def key(
 
     public = signer(folder).public
     typer.echo(public)
-    line = f"mesofed device init VAULT --folder DIR --server-key {public}"
+    line = command_elsewhere("device", "init", "VAULT", "--folder", "DIR", "--server-key", public)
     say(output(), f"Next, on a device: `{line}`")
 
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from shared.atomic_file import write_bytes, write_json
 from shared.errors import MesofedError
+from shared.program import command, command_elsewhere
 from shared.signature import MAX_ROTATIONS, Rotation, Signer, rotation
 
 PRIVATE, PUBLIC, ROTATIONS = "release.pem", "release.pub", "rotations.json"
@@ -59,14 +60,14 @@ def rotate(folder: Path) -> Signer:
     """
     if not (folder / PRIVATE).exists():
         raise MesofedError(
-            f"Expected a signing key in {folder} to rotate; there is none. `mesofed release key` "
-            "makes one."
+            f"Expected a signing key in {folder} to rotate; there is none. "
+            f"`{command('release', 'key', folder)}` makes one."
         )
     before = signer(folder)
     if len(before.rotations) >= MAX_ROTATIONS:
         raise MesofedError(
             f"Expected at most {MAX_ROTATIONS} rotations of a key; these are spent. Start a new "
-            "folder of keys, and let devices trust it with `mesofed device trust`."
+            f"folder of keys, and let devices trust it: `{command_elsewhere('device', 'trust')}`."
         )
     key = Ed25519PrivateKey.generate()
     after = Signer(key, (*before.rotations, rotation(before.key, key.public_key())))

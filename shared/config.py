@@ -4,19 +4,17 @@ A run is described by one TOML file; every field below may also be set on the co
 ``--set section.field=value``. Unknown names are refused, so a typing error cannot pass silently.
 """
 
-import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
+from shared.config_errors import wrong
 from shared.errors import MesofedError
 from shared.methods import METHODS
-from shared.suggestion import check_choices, suggestion
+from shared.suggestion import check_choices
 from shared.tasks import ALIKE, TASKS
 
 Format = Literal["auto", "fp32", "bf16", "int8", "nf4"]
@@ -296,31 +294,6 @@ def _override(data: dict[str, Any], assignment: str) -> None:
     data[field] = value
 
 
-def _said(error: ErrorDetails, kind: type[BaseModel]) -> str:
-    name, came = ".".join(map(str, error["loc"])) or "config", error["input"]
-    said = error["msg"]
-    if error["type"] == "value_error":  # our own, which says what came where that helps
-        return f"{name}: {said.removeprefix('Value error, ')}"
-    if error["type"] == "extra_forbidden":
-        meant = suggestion(name, _names(kind))
-        said = f"there is no such setting{meant or ' (the .toml file of any run has them all)'}"
-    elif error["type"] == "tuple_type":
-        said = 'expected a list, such as \'["one","two"]\''
-    elif error["type"] == "literal_error" and isinstance(came, str):
-        choices = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))
-        return f"{name}: {said}; got {came!r}{suggestion(came, choices)}"
-    return f"{name}: {said}; got {came!r}"
-
-
-def _names(kind: type[BaseModel], before: str = "") -> Iterator[str]:
-    """Yield the name of every setting and section."""
-    for name, field in kind.model_fields.items():
-        yield before + name
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
-            yield from _names(inner, f"{before}{name}.")
-
-
 def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Read a run's TOML file (or the defaults), apply ``section.field=value`` overrides, validate.
 
@@ -349,7 +322,7 @@ def read_settings(
     try:
         config = kind.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {_said(e, kind)}" for e in error.errors(include_url=False)]
+        lines = [f"  {wrong(e, kind)}" for e in error.errors(include_url=False)]
         raise MesofedError("\n".join(["The configuration is not valid:", *lines])) from error
     # A run may be resumed from another folder.
     absolute: dict[str, Section] = {"corpus": _absolute(config.corpus, "path", "outputs")}

@@ -23,6 +23,11 @@ def output() -> Console:
     return Console(width=_width(Console()), highlight=False)
 
 
+def notices() -> Console:
+    """Return the console of what is said beside a command's results."""
+    return Console(stderr=True, highlight=False)
+
+
 def say(console: Console, text: str) -> None:
     """Print sentences, their commands between backticks, so that these can be copied."""
     console.print(Text(wrapped(text, _width(console))), soft_wrap=True)
@@ -30,7 +35,7 @@ def say(console: Console, text: str) -> None:
 
 def print_error(text: str) -> None:
     """Print an error, as :func:`say` does."""
-    console = Console(stderr=True, highlight=False)
+    console = notices()
     said = Text(wrapped(f"Error: {text}", _width(console)))
     said.stylize("bold red", 0, len("Error:"))
     console.print(said, soft_wrap=True)

@@ -21,7 +21,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from shared.errors import MesofedError
+from shared.suggestion import suggestion
 
+BUILT_IN = ("tiny", "smollm2")
+"""The base models that need neither a folder nor the hub."""
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -41,19 +44,20 @@ def local_folder(name: str) -> Path:
                 "config.json. Give a folder as save_pretrained writes it."
             )
         return folder
+    meant = suggestion(name, BUILT_IN)
     advice = "Check base.name (tiny, smollm2, a local folder, or a Hugging Face id)"
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["*/*"]))
     except HFValidationError as error:
         raise MesofedError(
-            f"There is no folder {folder.absolute()} for the base model, and {name!r} cannot be "
-            f"a Hugging Face id. {advice}."
+            f"There is no folder {folder.absolute()} for the base model, and {name!r}{meant} "
+            f"cannot be a Hugging Face id. {advice}."
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise MesofedError(
-            f"There is no folder {folder.absolute()} for the base model, and {name!r} could not "
-            f"be had from the Hugging Face hub ({reason}). {advice}; a gated model needs "
+            f"There is no folder {folder.absolute()} for the base model, and {name!r}{meant} could "
+            f"not be had from the Hugging Face hub ({reason}). {advice}; a gated model needs "
             f"`hf auth login`, and a machine without network needs `hf download {name}` before."
         ) from error
 

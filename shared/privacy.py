@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 from shared.errors import MesofedError
+from shared.program import command
 from shared.statistic_vector import SQUARED_SENSITIVITY
 
 MECHANISMS = ("local", "central")
@@ -76,7 +77,8 @@ class LedgerEntry:
             raise MesofedError(
                 "Expected an entry of a privacy ledger; got something else. The device sends "
                 "nothing while it cannot tell what it has spent, and no older copy can. Begin anew "
-                "with `mesofed device forget`; that vault's budget then comes on top of this one's."
+                f"with `{command('device', 'forget')}`; that vault's budget then comes on top of "
+                "this one's."
             )
         return LedgerEntry(**data)
 

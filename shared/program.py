@@ -1,4 +1,8 @@
-"""What to type next: hints of further commands are made here, so that they can be pasted."""
+"""What to type next: hints of further commands are made here, so that they can be pasted.
+
+A command for this machine is named as its user can call it; one for another machine, about which
+nobody here knows, by the bare name, as in help texts and documents.
+"""
 
 import shlex
 import shutil
@@ -27,3 +31,8 @@ def program() -> str:
 def command(*arguments: object) -> str:
     """Return a line for the shell that calls Mesofed with these arguments."""
     return shlex.join([program(), *map(str, arguments)])
+
+
+def command_elsewhere(*arguments: object) -> str:
+    """Return a line for the shell of another machine, on whose PATH Mesofed is."""
+    return shlex.join([NAME, *map(str, arguments)])

@@ -7,12 +7,13 @@ python -m shared.sample_settings device > docs/device.toml      what a device re
 import sys
 import textwrap
 from collections.abc import Collection, Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import tomli_w
 from pydantic.fields import FieldInfo
 
 from shared.config import RunConfig, Section
+from shared.config_errors import bounds, choices
 from shared.console import WIDTH
 
 DEVICE = ("seed", "threads", "methods", "adapt", "base", "private", "privacy")
@@ -25,7 +26,6 @@ INTRODUCTION = {
     "--config FILE`. Keep what you change; what is left out has the default. [base] and adapt must "
     "be those of the server's run, and privacy.mode too, or the device does not answer.",
 }
-_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def sample(which: str) -> str:
@@ -55,15 +55,9 @@ def _settings(kind: type[Section] | type[RunConfig], names: Collection[str]) -> 
 
 def _meaning(field: FieldInfo) -> str:
     """Return what a setting means and what it may be."""
-    bounds = [
-        f"{words} {getattr(bound, name):g}"
-        for bound in field.metadata
-        for name, words in _BOUNDS.items()
-        if hasattr(bound, name)
-    ]
-    if get_origin(field.annotation) is Literal:
-        bounds = [" | ".join(get_args(field.annotation))]
-    return f"{field.description} ({', '.join(bounds)})" if bounds else str(field.description)
+    words = choices(field.annotation)
+    may_be = " | ".join(words) if words else ", ".join(bounds(field))
+    return f"{field.description} ({may_be})" if may_be else str(field.description)
 
 
 def _default(kind: type[Section] | type[RunConfig], name: str) -> Any:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from shared.errors import MesofedError
+from shared.program import command, command_elsewhere
 from shared.release_files import MANIFEST, SIGNATURE
 
 MAX_ROTATIONS = 64
@@ -99,7 +100,7 @@ def read_key_text(text: str) -> Ed25519PublicKey:
     except (binascii.Error, ValueError) as error:
         raise MesofedError(
             f"Expected a server's public key, 44 characters that end with '='; got {text[:60]!r}. "
-            "Ask the server's operator for it (`mesofed release key`)."
+            f"Ask the server's operator for it (`{command_elsewhere('release', 'key')}`)."
         ) from error
 
 
@@ -164,7 +165,8 @@ def verify_signature(files: Mapping[str, bytes], pinned: str) -> str:
     if signed.key != trusted:
         raise MesofedError(
             f"Expected a release signed with the key {trusted}; got one of {signed.key}. If the "
-            "server's operator confirms the new key, trust it with `mesofed device trust`."
+            "server's operator confirms the new key, trust it with "
+            f"`{command('device', 'trust')}`."
         )
     _verify(signed.key, signed.signature, _RELEASE + files.get(MANIFEST, b""))
     return trusted

@@ -16,3 +16,9 @@ def test_the_record_of_the_readme_is_a_sound_corpus_file(tmp_path: Path) -> None
     report = check_file(tmp_path / "people.jsonl")
     assert (report.problems, report.skipped) == ((), ())
     assert (report.users, report.queries) == (len(lines), {"news_headline": len(lines)})
+
+
+def test_commands_are_called_by_their_name_once_the_path_is_set() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert 0 < text.index("    export PATH=") < text.index("\n    mesofed ")
+    assert ".venv/bin/mesofed" not in text

@@ -65,7 +65,7 @@ def check_target(folder: Path, force: bool = False) -> None:
 
 def export_adapter(
     lora: "Lora", folder: Path, base: "BaseModel", holds: str, force: bool = False
-) -> str:
+) -> tuple[str, str]:
     """Write an adapter and its card; return what to tell the user.
 
     Parameters
@@ -74,6 +74,13 @@ def export_adapter(
         What the adapter is, as a sentence.
     force : bool
         Replace an adapter that was exported before.
+
+    Returns
+    -------
+    told : str
+        Sentences: where it is and what it is.
+    code : str
+        The Python lines that load it, to be copied as they are; empty where nothing can.
 
     Raises
     ------
@@ -88,11 +95,11 @@ def export_adapter(
     told = f"{holds} Rank {lora.rank}, trained on {base.name} in {base.format}."
     if place is None:
         write_text(folder / CARD, f"# Mesofed adapter\n\n{told}\n\n{NOWHERE}\n")
-        return f"{folder}: {told}\n{NOWHERE}"
+        return f"{folder}: {told}\n{NOWHERE}", ""
     code = SNIPPET.format(base=place, adapter=str(folder.resolve()))
     note = f"{CONVERTED}\n" if base.name == "smollm2" else ""
     write_text(folder / CARD, f"# Mesofed adapter\n\n{told}\n{note}\n```python\n{code}```\n")
-    return f"{folder}: {told}\n{note}Load it with:\n\n{code}"
+    return f"{folder}: {told}\n{note}Load it with:\n", code
 
 
 def loadable_base(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from shared.errors import MesofedError
+from shared.program import command
 from shared.progress import stage
 from simulations.benchmarks.measurement import Bar, Figure, Finding, Settings
 from simulations.benchmarks.own_process import MIB, STATUS, measured_apart
@@ -66,6 +67,6 @@ def _measured(devices: int, settings: Settings) -> dict[str, float]:
     if run["results"] != devices:
         raise MesofedError(
             f"Expected a result of each of {devices} devices; got {run['results']:.0f}. Run "
-            "mesofed simulate with as many devices to see which fail."
+            f"`{command('simulate')}` with as many devices to see which fail."
         )
     return run

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from shared.program import command
 from simulations.benchmarks.measurement import MODEL_OF_BARS, Bar, Figure, Unit
 from simulations.report.wording import count_of
 
@@ -64,5 +65,5 @@ def next_step(figures: Sequence[Figure], folder: str) -> str:
             "measure them again with --only ROW --rounds 9"
         )
     if all(figure.met is None for figure in figures):
-        return "run `mesofed bench` on smollm2, for which the bars are set"
+        return f"run `{command('bench')}` on smollm2, for which the bars are set"
     return f"keep {folder}/benchmark.json beside the commit, to compare later ones with it"

@@ -12,6 +12,7 @@ from shared.base_model import load_base
 from shared.compute import compute, use_threads
 from shared.config import dump_config, read_settings
 from shared.errors import MesofedError
+from shared.program import command as shell_line
 from shared.progress import stage
 from shared.run_record import machine_record
 from shared.tasks import TASKS
@@ -42,7 +43,7 @@ def open_comparison(folder: Path) -> ComparisonConfig:
     if not (folder / SETTINGS_FILE).is_file():
         raise MesofedError(
             f"Expected a comparison in {folder}, with its {SETTINGS_FILE}; there is none. "
-            "Name the folder that `mesofed compare` printed."
+            f"Name the folder that `{shell_line('compare')}` printed."
         )
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     made = record.get("comparison_format", 1)
@@ -65,8 +66,8 @@ def prepare(config: ComparisonConfig, folder: Path, command: list[str]) -> None:
     """
     if (folder / SETTINGS_FILE).exists():
         raise MesofedError(
-            f"{folder} holds a comparison already. Continue it with `mesofed compare --resume "
-            f"{folder}`, or name another folder with --out."
+            f"{folder} holds a comparison already. Continue it with "
+            f"`{shell_line('compare', '--resume', folder)}`, or name another folder with --out."
         )
     with stage(f"load {config.base.name}", 1, "model"):
         base = compute(lambda: load_base(config.base, config.adapt))

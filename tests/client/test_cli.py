@@ -26,6 +26,7 @@ from client.lock import unlock
 from client.vault import Vault
 from shared import tiny
 from shared.base_model import BaseModel
+from shared.console import WIDTH
 from shared.corpus.user import User
 from shared.errors import MesofedError
 from shared.flower_internals import become_server, content_to_bytes, name_message
@@ -93,6 +94,15 @@ def test_ask_answers_as_the_device_does(
     assert all(answers.values())
 
 
+def test_an_empty_answer_is_said_to_be_empty_and_is_no_line(
+    vault: Path, mesofed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "answer", lambda *_: " \n")
+    done = mesofed("device", "ask", vault, "post: a day\nheadline:", "--method", "population")
+    assert (done.code, done.out) == (0, "")
+    assert "The answer is empty" in done.err
+
+
 def test_the_settings_of_the_run_are_named_where_nobody_names_others(
     federation: Any, vault: Path, mesofed: Any
 ) -> None:
@@ -112,6 +122,7 @@ def test_export_writes_the_whole_stack_of_the_person(
     assert done.code == 0, done.text
     # population 4 + two experts of 2 + two anchors of 2 + stack 1
     assert "Rank 13" in done.text
+    assert all(len(line) <= WIDTH or " " not in line for line in done.out.splitlines())
     config = federation.config
     device = Device(base, Vault(vault), config.methods, config.private, config.seed)
     stack = device.personalised("meso-tuned")
@@ -294,6 +305,20 @@ def test_init_over_something_else_changes_nothing(
     assert contents(texts) == before
 
 
+def test_the_next_command_opens_the_vault_as_this_one_did(
+    mesofed: Any, texts: Path, federation: Any, short_path: Path, quick_lock: None
+) -> None:
+    home, words = short_path / "v", short_path / "my words"
+    words.write_text(WORDS)
+    own, key = ("--passphrase-file", words), federation.server_key
+    init = ("device", "init", home, "--folder", texts, "--lock", "passphrase", *own)
+    made = mesofed(*init)
+    assert f"mesofed device trust {home} SERVER_KEY --passphrase-file '{words}'" in made.text
+    trusted = mesofed("device", "trust", home, key, *own)
+    start = f"mesofed device start {home} --passphrase-file '{words}'"
+    assert f"{start} with --config FILE, if the server's settings" in trusted.text
+
+
 def test_trust_pins_another_key(mesofed: Any, sealed: Path, federation: Any) -> None:
     other = mesofed("release", "key", sealed.parent / "keys").out.splitlines()[0]
     done = mesofed("device", "trust", sealed, other)
@@ -400,6 +425,7 @@ def test_a_short_passphrase_is_taken_with_a_warning(
         assert ("Warning: this passphrase has" in done.err) is warned
         assert ("has 11 characters, of the 12 or more" in done.err) is warned
         assert words not in done.text
+        assert all(len(line) <= WIDTH or " " not in line for line in done.err.splitlines())
     # What is printed for a next command to read is the same either way.
     assert "Warning" not in made.out
     assert len(opened(home, words).person().history) == 3

@@ -206,6 +206,21 @@ def test_a_model_that_is_nowhere_is_named(name: str, monkeypatch: pytest.MonkeyP
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("tinny", "'tiny'"), ("smolm2", "'smollm2'"), ("smol:lm2", "'smollm2'"), ("org/other", None)],
+)
+def test_a_misspelt_name_of_a_built_in_model_is_told(
+    name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(MesofedError) as caught:
+        load(name)
+    told = f"{name!r} (did you mean {meant}?) c" if meant else f"{name!r} could not be had"
+    assert told in str(caught.value)
+    assert ("did you mean" in str(caught.value)) is (meant is not None)
+
+
 def save_granite(folder: Path, scaling: float) -> None:
     """Save a small model of an architecture that divides its logits by a setting."""
     config = GraniteConfig(

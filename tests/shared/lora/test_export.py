@@ -53,7 +53,7 @@ def test_the_printed_lines_and_the_card_load_what_was_exported(saved: Path, tmp_
     base = load_base(BaseConfig(name=str(saved), format="fp32"), ADAPT)
     lora = random_lora(base, 3, seed=1)
     out = tmp_path / "an adapter"
-    told = export_adapter(lora, out, base, "A test.")
+    told, code = export_adapter(lora, out, base, "A test.")
     assert "A test. Rank 3, trained on" in told
     ids = torch.arange(40, 60)[None]
     with torch.no_grad(), base.stack.using(Parts(shared=lora)):
@@ -61,7 +61,7 @@ def test_the_printed_lines_and_the_card_load_what_was_exported(saved: Path, tmp_
     with torch.no_grad():
         plain = base.model(input_ids=ids).logits
     assert (expected - plain).abs().max() > 0.05
-    for text in (told, (out / CARD).read_text(encoding="utf-8")):
+    for text in (code, (out / CARD).read_text(encoding="utf-8")):
         names = run_snippet(text)
         with torch.no_grad():
             came = names["model"](input_ids=ids).logits
@@ -76,9 +76,9 @@ def test_the_printed_lines_and_the_card_load_what_was_exported(saved: Path, tmp_
 def test_smollm2_is_loaded_from_the_very_weights_that_were_trained_on(tmp_path: Path) -> None:
     base = load_base(BaseConfig(name="smollm2", format="bf16"), ("q_proj",))
     try:
-        told = export_adapter(random_lora(base, 1, seed=2), tmp_path / "a", base, "A test.")
-        assert "HuggingFaceTB" not in told
-        model = run_snippet(told)["model"].get_base_model()
+        told, code = export_adapter(random_lora(base, 1, seed=2), tmp_path / "a", base, "A test.")
+        assert "HuggingFaceTB" not in told + code
+        model = run_snippet(code)["model"].get_base_model()
         for theirs, ours in (
             (model.get_input_embeddings().weight, base.model.get_input_embeddings().weight),
             (
@@ -93,8 +93,9 @@ def test_smollm2_is_loaded_from_the_very_weights_that_were_trained_on(tmp_path: 
 
 def test_tiny_is_said_to_be_nowhere(tmp_path: Path) -> None:
     base = load_base(BaseConfig(name="tiny", format="fp32"), ADAPT)
-    told = export_adapter(random_lora(base, 2, seed=3), tmp_path / "a", base, "A test.")
+    told, code = export_adapter(random_lora(base, 2, seed=3), tmp_path / "a", base, "A test.")
     assert "cannot be loaded elsewhere" in told
+    assert code == ""
     assert "from_pretrained" not in told + (tmp_path / "a" / CARD).read_text(encoding="utf-8")
 
 
@@ -107,7 +108,7 @@ def test_a_former_export_is_replaced_where_told_and_anything_else_is_refused(
 ) -> None:
     base = load_base(BaseConfig(name="tiny", format="fp32"), ADAPT)
     out = tmp_path / "a"
-    first = export_adapter(random_lora(base, 1, 4), out, base, "A test.")
+    first, _ = export_adapter(random_lora(base, 1, 4), out, base, "A test.")
     assert "Rank 1," in first
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(
@@ -115,7 +116,7 @@ def test_a_former_export_is_replaced_where_told_and_anything_else_is_refused(
     ):
         export_adapter(random_lora(base, 2, 4), out, base, "A test.")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    second = export_adapter(random_lora(base, 2, 4), out, base, "A test.", force=True)
+    second, _ = export_adapter(random_lora(base, 2, 4), out, base, "A test.", force=True)
     assert "Rank 2," in second
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "notes.txt").write_text("mine", encoding="utf-8")
