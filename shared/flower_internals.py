@@ -4,9 +4,11 @@ Flower gives a message its identity in private places, and its wire format has n
 ``tests/shared/test_flower_internals.py`` fails loudly when an upgrade moves one of them.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.app.message import make_message
@@ -42,6 +44,7 @@ __all__ = [
     "message_from_bytes",
     "message_to_bytes",
     "name_message",
+    "numbered_nodes",
     "over_the_wire",
     "plain_errors",
     "quiet_flower",
@@ -153,3 +156,21 @@ def quiet_flower() -> Iterator[None]:
         yield
     finally:
         update_console_handler(level=logging.INFO)
+
+
+@contextmanager
+def numbered_nodes() -> Iterator[None]:
+    """Let Flower's simulation give partition i the node id i + 2, and not one at random.
+
+    A run that is resumed has to find its devices under the numbers that it knows them by. 1 is the
+    SuperLink's.
+    """
+    from flwr.server.superlink.linkstate import in_memory_linkstate
+
+    module: Any = in_memory_linkstate
+    draw, numbers = module.generate_rand_int_from_bytes, itertools.count(SUPERLINK_NODE_ID + 1)
+    module.generate_rand_int_from_bytes = lambda *_, **__: next(numbers)
+    try:
+        yield
+    finally:
+        module.generate_rand_int_from_bytes = draw

@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from shared.errors import MesofedError
-from shared.flower_internals import Run, quiet_flower
+from shared.flower_internals import Run, numbered_nodes, quiet_flower
 from shared.run_settings import RUN_DIR_VARIABLE
 from simulations.prepare import require_engine
 
@@ -46,7 +46,12 @@ def run_on_ray(
         If Ray is not installed or breaks down, or the ServerApp raises it.
     """
     require_engine("ray")
-    with _environment(run_dir), quiet_flower(), _simulation(client_app, devices, workers) as lent:
+    with (
+        _environment(run_dir),
+        quiet_flower(),
+        numbered_nodes(),
+        _simulation(client_app, devices, workers) as lent,
+    ):
         server_app(*lent)
 
 

@@ -160,3 +160,22 @@ def test_engines_switch_telemetry_off_before_flower_reads_it() -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment
         )
         assert done.stdout.split() == ["0", "0"], done.stderr
+
+
+def test_a_simulation_s_nodes_are_numbered_by_partition_and_no_others() -> None:
+    from flwr.server.superlink.fleet.vce.vce_api import _register_nodes
+    from flwr.server.superlink.linkstate import LinkStateFactory
+    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.superlink.federation import NoOpFederationManager
+
+    def registered() -> dict[int, int]:
+        state = LinkStateFactory(
+            FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()
+        )
+        return _register_nodes(3, state)
+
+    for _ in range(2):
+        with flower_internals.numbered_nodes():
+            assert registered() == {2: 0, 3: 1, 4: 2}
+    assert min(registered()) > 4

@@ -160,7 +160,7 @@ def test_local_and_ray_give_the_same_statistics_and_the_same_private_adapters(
     def statistics(run: Path) -> tuple[object, object]:
         record = json.loads((run / "statistics" / "r1.json").read_text(encoding="utf-8"))
         assert record["answered"] == 2
-        # Ray numbers its nodes at random.
+        # The engines give their nodes other numbers.
         return record["mean"], sorted(str(device["statistics"]) for device in record["devices"])
 
     assert statistics(local) == statistics(ray)
@@ -230,7 +230,7 @@ def test_on_ray_the_whole_run_comes_out_the_same(
     prepare(config, run, ["pytest"])
     simulate(config, run)
     here, there = lasting(run), lasting(federation.run_dir)
-    # Ray numbers its nodes at random, and the numbers decide the order of the record.
+    # The engines give their nodes other numbers.
     for release in (1, 2):
         name = f"statistics/r{release}.json"
         mine, expected = here.pop(name), there.pop(name)
