@@ -254,7 +254,8 @@ class Device:
         if self.vault.read_private(version, method) is not None:
             return (
                 "it is, but under other settings (private.*, adapt, base.* or seed). Name the file "
-                "with the settings that it was trained with: --config FILE."
+                "with the settings that it was trained with: --config FILE. On another machine "
+                f"base.format=auto may come to another format; here it is {self.base.format}."
             )
         if method in self.methods:
             return f"it is not yet. `{command('device', 'start')}` trains it."
@@ -266,7 +267,12 @@ class Device:
     @property
     def _eyes(self) -> str:
         """Digest of what an embedding of the same history depends on."""
-        return _digest(self.base.fingerprint, self.base.format, self.base.max_tokens)
+        held = self.base.format
+        # That quantised weights are multiplied in bf16 went without saying.
+        other = held in ("int8", "nf4") and self.base.dtype != torch.bfloat16
+        return _digest(
+            self.base.fingerprint, f"{held} in fp32" if other else held, self.base.max_tokens
+        )
 
     def settings_of(self, method: str) -> str:
         """Return a digest of what a method's training for the same release depends on."""

@@ -138,19 +138,6 @@ def gather_sum(
         return replace(state, refused=(*state.refused, *entries, *(odd or {}).items()))
 
     keep(state)
-    here = set(grid.get_node_ids()).intersection(state.nodes)
-    if state.nodes and len(here) < state.needed:
-        raise QuorumError(
-            f"Expected at least {state.needed} of the {len(state.nodes)} devices that joined the "
-            f"secure sum of release {state.session.release}; {len(here)} are here under the node "
-            "ids that they joined with. Start the others and resume the run; where nodes have "
-            f"other ids now, delete {file} first: a new sum begins, without the devices that have "
-            "sent a masked vector.",
-            needed=state.needed,
-            asked=len(state.nodes),
-            answered=len(here),
-            refused=_refused(state),
-        )
     if not state.nodes:
         keys = ask(KEYS, nodes, lambda node: None, lambda node, said: None, state.needed)
         try:

@@ -22,7 +22,7 @@ class ModelInfo:
     where : str
         Where the weights come from.
     formats : tuple of str
-        What ``base.format`` may be on this machine.
+        What ``base.format`` may be on this machine, beside ``auto``.
     ready : str
         Whether it loads now: yes, no, or on what that depends.
     note : str

@@ -128,7 +128,7 @@ class BaseModel:
 # Settings with which transformers' models change their logits after the head.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
-_Key = tuple[str, str, int, frozenset[str]]
+_Key = tuple[str, str, torch.dtype, int, frozenset[str]]
 _loading = threading.Lock()
 _resident: tuple[_Key, BaseModel] | None = None
 
@@ -152,13 +152,14 @@ def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
     global _resident
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = config.model_copy(update={"format": weight_format(config.format, device)})
-    key = (config.name, config.format, config.top_layers, frozenset(adapt))
+    dtype = computing_dtype(config.format, device)
+    key = (config.name, config.format, dtype, config.top_layers, frozenset(adapt))
     with _loading:
         if _resident is None or _resident[0] != key:
             if _resident is not None:
                 _resident = None
                 gc.collect()  # two models at once may not fit into the memory
-            _resident = key, _load(config, adapt, device)
+            _resident = key, _load(config, adapt, device, dtype)
         base = _resident[1]
         if base.prefix is not None:
             base.prefix.cache.limit = config.cache_mb << 20
@@ -166,8 +167,9 @@ def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
         return replace(base, max_tokens=config.max_tokens, memory=memory)
 
 
-def _load(config: BaseConfig, adapt: tuple[str, ...], device: torch.device) -> BaseModel:
-    dtype = computing_dtype(config.format, device)
+def _load(
+    config: BaseConfig, adapt: tuple[str, ...], device: torch.device, dtype: torch.dtype
+) -> BaseModel:
     quantised = config.format in ("int8", "nf4")
     # From bf16, so that quantised weights are the same wherever they are multiplied.
     model, tokenizer = _weights(config.name, torch.bfloat16 if quantised else dtype)

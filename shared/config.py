@@ -339,6 +339,15 @@ def _absolute(section: Section, *names: str) -> Section:
     )
 
 
+def with_format(config: Settings, held: Format) -> Settings:
+    """Return the settings with a format in place of ``auto``.
+
+    A run keeps the one that it began with, for it may go on where ``auto`` comes to another.
+    """
+    base = config.base.model_copy(update={"format": held})
+    return config.model_copy(update={"base": base})
+
+
 def dump_config(config: ExperimentConfig) -> str:
     """Return the configuration as TOML that ``read_settings`` reads back to an equal value."""
     return tomli_w.dumps(config.model_dump(mode="json"))

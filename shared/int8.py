@@ -1,8 +1,9 @@
-"""Linear maps with int8 weights: half the memory of bf16, nothing else rounded.
+"""Linear maps with int8 weights: half the memory of bf16.
 
     W ~ s q        q int8 in -127 .. 127, s one scale an output        y = s (q x)
 
-Only weights are rounded. LLM.int8() (arXiv 2208.07339) rounds activations too, and keeps apart
+In training only weights are rounded, and where fp32 is computed in, the few rows of a generated
+token to bf16. LLM.int8() (arXiv 2208.07339) rounds activations too, and keeps apart
 the columns that are large for anybody in the batch: with it a user's result would depend on who
 else is there, and small models, whose outliers are large, lose ten times as much.
 """

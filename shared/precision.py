@@ -1,21 +1,23 @@
-"""Which number format the base model computes in: bf16 only where it is the faster one.
+"""Which number format the base model computes in: bf16 only where the device multiplies it.
 
-On a processor without bf16 products (AVX-512 on x86, the BF16 extension on Arm) torch emulates
-them, at a fifth of the speed of fp32 (docs/performance.md). Most laptops have none.
+Elsewhere torch emulates bf16 products, at half to a twentieth of the speed of fp32 in training
+(docs/performance.md). AVX-512 alone has none: it takes AVX512-BF16, AMX, or BF16 on Arm.
 """
 
 import torch
 
 from shared.config import Format
 
+INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Of a processor, any of which multiplies bf16; the last one is Arm's."""
+
 
 def multiplies_bf16(device: torch.device) -> bool:
     """Return whether a device has matrix products in bf16 of its own, rather than emulated."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return torch.backends.mkldnn.is_available() and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    able = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.is_available() and any(able.get(name) for name in INSTRUCTIONS)
 
 
 def weight_format(wanted: Format, device: torch.device) -> Format:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shared.atomic_file import write_json, write_text
-from shared.config import RunConfig, dump_config
+from shared.config import RunConfig, dump_config, with_format
 from shared.corpus.load import Corpus
 from shared.corpus.user import User
 
@@ -80,7 +80,7 @@ def write_run_record(
     )
     settings = run_dir / "config.toml"
     if not settings.is_file():  # whoever deploys may have put it there
-        write_text(settings, dump_config(config))
+        write_text(settings, dump_config(with_format(config, base.format)))
 
 
 def machine_record(base: "BaseModel", command: Sequence[str]) -> dict[str, Any]:

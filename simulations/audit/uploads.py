@@ -4,18 +4,14 @@ The devices are those of the audit, each with the given half of the own history.
 rounds of the contender (simulations/baselines/federated_averaging.py), from the population LoRA of
 the release. No device of Mesofed does so.
 
-    update of a round  =  the LoRA that came  -  the global LoRA that it was trained from
-
-A score is the sum of those of all rounds, for the server sees them all.
+What comes up is not a LoRA over the global one but the global one as it has become. Where it is
+compared with others' of the same round, what they started from cancels. A score is the sum of
+those of all rounds, for the server sees them all.
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
-from shared.lora.algebra import fuse
-from shared.lora.lora import Lora
 from shared.release import Release
 from shared.seeding import derive_seed
 from shared.training import Trainee
@@ -49,12 +45,6 @@ def _clients(ground: Ground, release: Release, round_: int) -> list[Trainee]:
     ]
 
 
-def updates(done: AveragingRound) -> list[Lora]:
-    """Return what each client adds to the global LoRA in a round, to be laid over it."""
-    signs = torch.tensor([1.0, -1.0])
-    return [fuse([upload, done.start], signs) for upload in done.uploads.loras()]
-
-
 def summed(rounds: Sequence[Sequence[Scored]]) -> list[Scored]:
     """Return each person's scores, added up over the rounds."""
     return [
@@ -66,16 +56,16 @@ def summed(rounds: Sequence[Sequence[Scored]]) -> list[Scored]:
 def attack_uploads(ground: Ground, release: Release) -> list[Attack]:
     """Ask of the uploads what the audit asks of all else."""
     base, seed, people = ground.base, ground.config.seed, ground.devices
-    rounds = [(done.start, updates(done)) for done in uploaded(ground, release)]
+    rounds = [done.uploads.loras() for done in uploaded(ground, release)]
     found = [
         judge(
             UPLOADS,
             TRAINED_ON,
-            "the item, and what all devices upload in all rounds",
+            "the release, the item, and who uploads what, in every round; no secure sum",
             summed(
                 [
-                    membership_by_likelihood(base, [start], loras, people, release.examples)
-                    for start, loras in rounds
+                    membership_by_likelihood(base, [], loras, people, release.examples)
+                    for loras in rounds
                 ]
             ),
             seed,
@@ -88,13 +78,13 @@ def attack_uploads(ground: Ground, release: Release) -> list[Attack]:
             judge(
                 UPLOADS,
                 GROUP,
-                "what all devices upload in all rounds, items and groups of the server's users",
+                "the release, who uploads what in every round; items, groups of the server's users",
                 summed(
                     [
                         groups_by_likelihood(
-                            base, [start], loras, own, ground.server, release.examples, seed
+                            base, [], loras, own, ground.server, release.examples, seed
                         )
-                        for start, loras in rounds
+                        for loras in rounds
                     ]
                 ),
                 seed,

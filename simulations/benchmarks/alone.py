@@ -42,7 +42,7 @@ def batched_against_alone(settings: Settings, on_round: Callable[[], None]) -> F
         ("gradients, padded to one length", gradient_difference(base, unequal), Bar(1e-5, False)),
         ("gradients, answers of 2-3 tokens", gradient_difference(base, short), None),
     )
-    if multiplies_bf16(base.device):  # elsewhere nobody trains in it, and it takes minutes
+    if multiplies_bf16(base.device):  # elsewhere it takes minutes, and only who asks trains in it
         found += _in_bf16(settings)
     on_round()
     return Finding(

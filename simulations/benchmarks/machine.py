@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from shared.compute import compute
+from shared.config import Format
+from shared.precision import weight_format
 from shared.run_record import _git_commit, _version
 from simulations.benchmarks.interleave import counts_processor_time
 from simulations.benchmarks.measurement import Settings
@@ -34,6 +36,7 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
         "device": device_name(),
         "threads": settings.threads or cores(),
         "cores": cores(),
+        "base_format": default_format(),
         "time": "processor" if compute(counts_processor_time) else "wall",
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if hasattr(os, "sysconf")
@@ -45,6 +48,11 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def default_format() -> Format:
+    """Return the format in which our side's base model is, where a row does not say another."""
+    return weight_format("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def cores() -> int:

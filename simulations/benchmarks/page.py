@@ -70,6 +70,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         "device": machine["device"],
         "threads": f"{machine['threads']} of {machine['cores']} cores",
         "time": f"{machine['time']} time",
+        "formats": f"ours {machine['base_format']}, peers fp32, where a row says no other",
         "started": machine["started"],
         "took": f"{sum(results.took.values()):.0f} s",
         "git commit": machine["git_commit"] or "none",

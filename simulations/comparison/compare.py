@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.atomic_file import write_json, write_text
 from shared.base_model import load_base
 from shared.compute import compute, use_threads
-from shared.config import dump_config, read_settings
+from shared.config import dump_config, read_settings, with_format
 from shared.errors import MesofedError
 from shared.program import command as shell_line
 from shared.progress import stage
@@ -75,7 +75,7 @@ def prepare(config: ComparisonConfig, folder: Path, command: list[str]) -> None:
     origin = corpus_of(config, config.seeds[0]).origin
     record = {**machine_record(base, command), "corpus": origin, "comparison_format": FORMAT}
     write_json(folder / RECORD, record)
-    write_text(folder / SETTINGS_FILE, dump_config(config))
+    write_text(folder / SETTINGS_FILE, dump_config(with_format(config, base.format)))
 
 
 def run(config: ComparisonConfig, folder: Path) -> None:

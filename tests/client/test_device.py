@@ -135,6 +135,16 @@ def lone(device: Device, files: Mapping[str, bytes]) -> dict[str, bytes]:
     return private_tensors(folder, settle(fresh, files))
 
 
+def test_what_is_computed_in_another_precision_is_not_taken_for_the_same(settled: Device) -> None:
+    def settings(kind: str, dtype: torch.dtype) -> str:
+        changed = replace(settled, base=replace(settled.base, format=kind, dtype=dtype))
+        return changed.settings_of("oppu")
+
+    kinds = [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+    kinds += [(kind, dtype) for kind in ("int8", "nf4") for _, dtype in kinds]
+    assert len({settings(*kind) for kind in kinds}) == len(kinds) == 6
+
+
 def test_other_settings_train_anew_and_are_never_taken_for_each_other(
     federation: Any, settled: Device
 ) -> None:
@@ -625,7 +635,7 @@ def test_a_method_that_is_unknown_or_not_trained_is_an_error(settled: Device) ->
     ):
         settled.evaluate("mta-exact")
     declared = replace(settled, methods=("mta-exact",))
-    with pytest.raises(MesofedError, match=r"it is not yet\. `mesofed device start` trains it"):
+    with pytest.raises(MesofedError, match=r"it is not yet\. `\S*mesofed device start` trains it"):
         declared.personalised("mta-exact")
     assert settled.personalised("experts").private is None  # needs no training
 

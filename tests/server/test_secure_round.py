@@ -274,20 +274,6 @@ def test_too_few_devices_end_the_round_and_it_can_be_resumed(tmp_path: Path) -> 
     assert found.opened.total == devices.truth((1, 2, 3, 4, 5, 6))
 
 
-def test_a_sum_whose_devices_are_not_here_says_what_to_do_and_asks_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    devices, file = Devices(6), tmp_path / "r4.json"
-    with stopping_at(monkeypatch, MASKED), pytest.raises(StoppedError):
-        devices.sum(file)
-    devices.count, devices.asked = 2, []
-    with pytest.raises(QuorumError, match=rf"3 of the 6 devices .* 2 are here .* delete {file}"):
-        devices.sum(file)
-    assert devices.asked == []
-    devices.count = 6
-    assert devices.sum(file).opened.total == devices.truth((1, 2, 3, 4, 5, 6))
-
-
 def test_a_device_that_hangs_holds_no_stage_up_beyond_its_deadline(tmp_path: Path) -> None:
     import time
 
