@@ -26,7 +26,7 @@ def no_traceback(outcome: Any) -> bool:
         ("seed=-1", "seed"),
         ("seed=soon", "got 'soon'"),
         ('methods=["oppo"]', "oppo"),
-        ("engine=cloud", "'local' or 'ray'"),
+        ("engine=cloud", "expected local or ray; got 'cloud'"),
         ("seed", "Expected --set section.field=value; got 'seed'"),
         ("seed.x.y=1", "seed"),
         ("corpus.source=jsonl", "needs corpus.path=FILE"),

@@ -39,9 +39,7 @@ def test_the_footprint_counts_scales_and_tied_weights_once(settings: Settings) -
     nf4 = resident(settings, "nf4", QUERY_VALUE).model
     maps = [m for m in nf4.modules() if type(m).__name__ == "Linear4bit"]
     packed = sum(m.weight.nbytes + m.weight.quant_state.absmax.nbytes for m in maps)
-    rest = sum(
-        {p.data_ptr(): p.nbytes for p in nf4.parameters() if p.dtype == torch.bfloat16}.values()
-    )
+    rest = sum({p.data_ptr(): p.nbytes for p in nf4.parameters() if p.is_floating_point()}.values())
     extra = footprint(nf4) - packed - rest - buffers
     assert 0 <= extra <= len(maps) * 16 * 4  # the sixteen levels, which may be shared
 
