@@ -275,8 +275,8 @@ def test_a_sum_whose_agents_are_killed_opens_without_them_or_not_at_all(
         elif request == UNMASK:
             # What the device has put under masks: its own word, before the session is deleted.
             kept = homes[name].session(1)
-            assert kept is not None
-            summed[name] = DeviceSession.from_bytes(kept).vector or ()
+            if kept is not None:
+                summed[name] = DeviceSession.from_bytes(kept).vector or ()
 
     with contextlib.ExitStack() as relays:
         sockets = {
