@@ -229,7 +229,8 @@ def owned(vault: Vault) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise MesofedError(
-                f"Expected {vault.folder} to be free; another agent has it. Stop that one first."
+                f"Expected {vault.folder} to be free; another process has it, its agent most "
+                "likely. Stop that one first, with Ctrl-C where it runs."
             ) from error
         yield
     finally:

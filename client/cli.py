@@ -293,6 +293,8 @@ def forget(
             f"Expected a terminal to ask at whether to erase {vault}; there is none. Nothing was "
             "erased; with --yes nobody is asked."
         )
+    with owned(Vault(vault)):
+        pass  # before anybody is asked
     if not yes and not typer.confirm(f"Erase {vault} for good?"):
         raise MesofedError("Nothing was erased.")
     said = _erased(vault)

@@ -24,6 +24,22 @@ def ledger(vault: Vault) -> tuple[LedgerEntry, ...]:
     return tuple(map(LedgerEntry.from_json, vault.sent.costs()))
 
 
+def require_unsent(device: Device, release: int) -> None:
+    """Refuse to send with noise what has left the device without.
+
+    Raises
+    ------
+    MesofedError
+        If the statistics of the release were sent in privacy mode off.
+    """
+    if device.vault.sent.count(ROUTER_STATISTICS, release):
+        raise MesofedError(
+            f"Expected statistics of release {release} that have not left this device yet; they "
+            "have, without noise, in privacy mode off. No noise can take that back: ask about the "
+            "next release."
+        )
+
+
 def charge(device: Device, release: int, mechanism: str, noise_multiplier: float) -> LedgerEntry:
     """Return the entry for one more answer; it counts once it is in the journal.
 
@@ -35,12 +51,7 @@ def charge(device: Device, release: int, mechanism: str, noise_multiplier: float
         If the statistics of the release have left the device before.
     """
     before = ledger(device.vault)
-    if device.vault.sent.count(ROUTER_STATISTICS, release):
-        raise MesofedError(
-            f"Expected statistics of release {release} that have not left this device yet; they "
-            "have, without noise, in privacy mode off. No noise can take that back: ask about the "
-            "next release."
-        )
+    require_unsent(device, release)
     if any(entry.release == release for entry in before):
         raise MesofedError(
             f"Expected the first question about the statistics of release {release}; they have "

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 
 from client.device import Device
-from client.ledger import charge, ledger
+from client.ledger import charge, ledger, require_unsent
 from client.noised_statistics import noised_vector
 from shared.errors import MesofedError
 from shared.privacy import LedgerEntry, honest_devices, share_variance, summed_multiplier
@@ -34,6 +34,8 @@ Stage = Callable[[Device, Session, Body | None], tuple[Body, LedgerEntry | None]
 
 def _keys(device: Device, session: Session, body: Body | None) -> tuple[Body, None]:
     """Join a session."""
+    # Not only where it would cost something: the others would have sent theirs by then.
+    require_unsent(device, session.release)
     kept = _kept(device, session.release)
     if kept is None or kept.session != session:
         if any(entry.release == session.release for entry in ledger(device.vault)):

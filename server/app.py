@@ -35,7 +35,7 @@ from server.rounds import (
 from server.secure_round import gather_sum, new_session
 from shared.atomic_file import write_json
 from shared.compute import compute, use_threads
-from shared.config import RunConfig
+from shared.config import RunConfig, require_devices
 from shared.console import output, say
 from shared.errors import MesofedError
 from shared.flower_internals import plain_errors
@@ -96,6 +96,7 @@ def _run(grid: Grid, config: RunConfig, run_dir: Path) -> None:
     corpus = load_corpus(config.corpus, config.seed)
     if config.rounds.devices:
         users, devices = server_users(corpus, config.corpus, config.seed), config.rounds.devices
+        require_devices(config.privacy, devices)
     else:
         people = split_users(corpus, config.corpus, config.seed)
         users, devices = people.server, len(people.device)

@@ -70,7 +70,7 @@ root = typer.Typer(
     # Typer's own tracebacks print local variables, which may be a person's texts.
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog=f"Start with: [bold]{command('simulate')}[/bold] (some three minutes on two cores).",
+    epilog=f"Start with: [bold]{command('simulate')}[/bold] (a minute with --set base.name=tiny).",
 )
 
 

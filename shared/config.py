@@ -339,6 +339,22 @@ def _absolute(section: Section, *names: str) -> Section:
     )
 
 
+def require_devices(privacy: PrivacyConfig, devices: int) -> None:
+    """Refuse a secure sum of fewer devices than may ever open one, before anything is trained.
+
+    Raises
+    ------
+    MesofedError
+        If ``privacy.mode`` is central and there are too few devices.
+    """
+    if privacy.mode == "central" and devices < privacy.minimum_devices:
+        raise MesofedError(
+            f"Expected at least {privacy.minimum_devices} devices for privacy.mode=central "
+            f"(privacy.minimum_devices), for a sum of fewer is never opened; got {devices}. Have "
+            "more devices, or choose another mode."
+        )
+
+
 def with_format(config: Settings, held: Format) -> Settings:
     """Return the settings with a format in place of ``auto``.
 

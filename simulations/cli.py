@@ -66,7 +66,14 @@ def _simulate(
             load_model(settings)
         else:
             settings = load_config(config, tuple(assignments or ()))
-            prepare(settings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+            base = prepare(settings, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+            if settings.base.format == "auto" and base.format == "fp32" and base.name != "tiny":
+                say(
+                    console,
+                    "This processor does not multiply bf16, so the base model is in fp32, and all "
+                    "takes several times as long. A first look within a minute: "
+                    f"`{command('simulate', '--set', 'base.name=tiny')}`.",
+                )
         console.print(f"Run: {folder}", markup=False, soft_wrap=True)
     from simulations.federated import simulate as run
     from simulations.report.table import render_table

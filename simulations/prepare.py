@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.compute import compute
-from shared.config import RunConfig, load_config
+from shared.config import RunConfig, load_config, require_devices
 from shared.corpus.load import Corpus, load_corpus
 from shared.corpus.split import Split, split_users
 from shared.errors import MesofedError
@@ -65,7 +65,7 @@ def check_run(config: RunConfig, run_dir: Path) -> tuple[Corpus, Split]:
     ------
     MesofedError
         If the folder holds another run, the settings are for a deployment, the engine is not
-        installed, or the corpus cannot be used.
+        installed, the corpus cannot be used, or a secure sum would have too few devices.
     """
     if (run_dir / "config.toml").exists():
         raise MesofedError(
@@ -79,7 +79,9 @@ def check_run(config: RunConfig, run_dir: Path) -> tuple[Corpus, Split]:
         )
     require_engine(config.engine)
     corpus = load_corpus(config.corpus, config.seed)
-    return corpus, split_users(corpus, config.corpus, config.seed)
+    people = split_users(corpus, config.corpus, config.seed)
+    require_devices(config.privacy, len(people.device))
+    return corpus, people
 
 
 def require_engine(engine: str) -> None:
@@ -102,8 +104,8 @@ def load_model(config: RunConfig) -> "BaseModel":
         return compute(lambda: load_base(config.base, config.adapt))
 
 
-def prepare(config: RunConfig, run_dir: Path, called: Sequence[str]) -> None:
-    """Check that the run can be made, and write what it is.
+def prepare(config: RunConfig, run_dir: Path, called: Sequence[str]) -> "BaseModel":
+    """Check that the run can be made, and write what it is; return the base model.
 
     Parameters
     ----------
@@ -120,3 +122,4 @@ def prepare(config: RunConfig, run_dir: Path, called: Sequence[str]) -> None:
     write_run_record(
         run_dir, config, base, corpus, "simulation", called, people.server, people.device
     )
+    return base

@@ -68,7 +68,10 @@ def shown(value: object) -> str:
 def advice(*, mendable: bool) -> str:
     """Say what to do about bad input; see :func:`refusal`."""
     if mendable:
-        return "Mend the file, or leave out what is bad with --set corpus.bad_input=skip."
+        return (
+            "Mend the file, or have `mesofed simulate` leave out what is bad: "
+            "--set corpus.bad_input=skip."
+        )
     return "No usable user is left: mend the file or choose another."
 
 

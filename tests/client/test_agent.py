@@ -468,7 +468,7 @@ def test_a_second_agent_on_one_vault_is_refused(
 ) -> None:
     second = replace_path(again(agent), short_path / "other.sock")
     with serving(agent):
-        with pytest.raises(MesofedError, match="another agent has it"):
+        with pytest.raises(MesofedError, match="another process has it"):
             second.serve()
         assert not second.path.exists()
         ask_agent(agent.path, INSTALL_RELEASE, release(1))

@@ -524,7 +524,7 @@ def test_start_answers_until_it_is_stopped_and_inspect_tells_all_of_it(
             ask_agent(path, ROUTER_STATISTICS, statistics_request(2))
         vault = opened(sealed)
         until(lambda: vault.load_private(1, "oppu") is not None)
-        with pytest.raises(MesofedError, match="another agent has it"), owned(vault):
+        with pytest.raises(MesofedError, match="another process has it"), owned(vault):
             pass
 
     done, failed = start(mesofed, arguments, lambda: listens(path), meanwhile)
@@ -577,7 +577,7 @@ def test_start_refuses_what_it_cannot_serve(
 def test_a_vault_is_not_forgotten_while_an_agent_has_it(mesofed: Any, sealed: Path) -> None:
     before = contents(sealed)
     with owned(Vault(sealed)):
-        refused(mesofed("device", "forget", sealed, "--yes"), "another agent has it")
+        refused(mesofed("device", "forget", sealed, "--yes"), "another process has it")
     assert contents(sealed) == before
 
 

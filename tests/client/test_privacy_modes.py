@@ -142,6 +142,11 @@ def test_what_has_left_without_noise_cannot_be_asked_for_with_it(tmp_path: Path)
     with pytest.raises(MesofedError, match="without noise, in privacy mode off"):
         answer(noised, NOISED_STATISTICS, noised_request(1, NOISE))
     assert ledger(noised.vault) == ()
+    # In a secure sum it says so before the others send anything.
+    summed = device(tmp_path, replace_mode(ENOUGH, "central"))
+    with pytest.raises(MesofedError, match="without noise, in privacy mode off"):
+        answer(summed, KEYS, request_content(Session(1, 1, b"n" * 32, 1.0)))
+    assert summed.vault.session(1) is None
     noised = device(tmp_path, ENOUGH, release=2)
     answer(noised, NOISED_STATISTICS, noised_request(2, NOISE))
     assert [entry.release for entry in ledger(noised.vault)] == [2]

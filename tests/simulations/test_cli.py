@@ -162,3 +162,15 @@ def test_report_of_what_is_not_a_run(mesofed: Any, tmp_path: Path) -> None:
     assert (done.code, no_traceback(done)) == (1, True)
     assert "Expected a run in" in done.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sum_that_could_never_be_opened_is_refused_before_anything_is_trained(
+    mesofed: Any, tmp_path: Path
+) -> None:
+    few = ("--set", "privacy.mode=central", "--set", "corpus.device_users=2")
+    done = mesofed("simulate", *TINY, *few, "--out", tmp_path / "run")
+    assert done.code == 1, done.text
+    assert no_traceback(done)
+    assert "Expected at least 3 devices for privacy.mode=central" in done.text
+    assert "got 2" in done.text
+    assert not (tmp_path / "run").exists()
