@@ -242,7 +242,8 @@ def test_the_command_is_stopped_killed_and_resumed(
     assert code == 130, output
     # The command as it can be typed here: with its folder, where that is not on the path.
     # A long one goes on in the next line, as a shell reads it.
-    program, *arguments = shlex.split(output.partition("\nStopped. Continue:")[2])
+    told = output.partition("\nStopped. Continue:")[2].replace("\\\n", "")
+    program, *arguments = shlex.split(told)
     assert Path(program).name == "mesofed"
     assert arguments == ["simulate", "--resume", str(run)]
     assert "Traceback" not in output
