@@ -71,7 +71,7 @@ def _simulate(
                 say(
                     console,
                     "This processor does not multiply bf16, so the base model is in fp32, and all "
-                    "takes several times as long. A first look within a minute: "
+                    "takes several times as long. A first look in a minute or two: "
                     f"`{command('simulate', '--set', 'base.name=tiny')}`.",
                 )
         console.print(f"Run: {folder}", markup=False, soft_wrap=True)
