@@ -16,7 +16,8 @@ import server.training
 from client.egress import egress_guard
 from server.app import app as server_app
 from shared.atomic_file import write_bytes, write_json
-from shared.config import RunConfig, dump_config, load_config
+from shared.base_model import load_base
+from shared.config import RunConfig, dump_config, load_config, with_format
 from shared.errors import MesofedError
 from shared.progress import shown
 from shared.protocol import (
@@ -250,7 +251,9 @@ def test_a_run_without_a_config_gets_one_that_it_can_be_resumed_with(
     monkeypatch.setattr(federation, "train_release", stop)
     with pytest.raises(MesofedError, match="far enough"):
         federation.run(monkeypatch)
-    assert load_config(kept) == tiny
+    format_here = load_base(tiny.base, tiny.adapt).format
+    assert format_here != tiny.base.format == "auto"
+    assert load_config(kept) == with_format(tiny, format_here)
 
 
 # What a deployment leaves, where nobody prepares the run or shows its stages
