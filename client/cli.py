@@ -3,12 +3,17 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from client.passphrase import (
+    PASSPHRASE_VARIABLE,
+    opened_by,
+    passphrase_from,
+    warn_of_a_short_one,
+)
 from shared.console import notices, output, say
 from shared.errors import MesofedError
 from shared.program import command
@@ -19,8 +24,6 @@ if TYPE_CHECKING:
     from shared.config import RunConfig
 
 device = typer.Typer(no_args_is_help=True, help="A person's vault, and the agent that owns it.")
-
-PASSPHRASE_VARIABLE = "MESOFED_PASSPHRASE"
 
 VaultFolder = Annotated[Path, typer.Argument(help="The vault, such as RUN/vaults/0000.")]
 MethodName = Annotated[str, typer.Option(help="A method this device has been personalised by.")]
@@ -69,9 +72,9 @@ def init(
     if lock == "keyring" or (lock == "auto" and keyring_works()):
         seal = lock_with_keyring(vault)
     else:
-        chosen = _passphrase(passphrase_file, new=True)()
+        chosen = passphrase_from(passphrase_file, new=True)()
         seal = lock_with_passphrase(vault, chosen)
-        _warn_of_a_short_one(chosen, vault)
+        warn_of_a_short_one(chosen, vault)
     home = Vault(vault, seal)
     if server_key:
         home.trust(server_key)
@@ -80,7 +83,7 @@ def init(
     say(console, f"{len(read.items)} paragraphs are in {vault}, encrypted.")
     for skip in read.skipped:
         say(console, f"  left out {skip.where}: {skip.reason}")
-    opened = _opened_by(passphrase_file)
+    opened = opened_by(passphrase_file)
     if server_key:
         _say_to_start(vault, opened)
     else:
@@ -96,7 +99,7 @@ def trust(
     """Take releases that are signed with this key, and no others."""
     _open_vault(vault, passphrase_file).trust(server_key)
     say(output(), f"{vault} takes the releases of {server_key}.")
-    _say_to_start(vault, _opened_by(passphrase_file))
+    _say_to_start(vault, opened_by(passphrase_file))
 
 
 @device.command()
@@ -268,9 +271,9 @@ def passphrase(
     from client.lock import change_passphrase
 
     home = _open_vault(vault, passphrase_file)
-    fresh = _passphrase(new_passphrase_file, new=True, variable="")()
+    fresh = passphrase_from(new_passphrase_file, new=True, variable="")()
     change_passphrase(vault, home.seal, fresh)
-    _warn_of_a_short_one(fresh, vault)
+    warn_of_a_short_one(fresh, vault)
     say(output(), f"{vault} opens with the new passphrase, and no more with the old one.")
 
 
@@ -293,12 +296,10 @@ def forget(
             f"Expected a terminal to ask at whether to erase {vault}; there is none. Nothing was "
             "erased; with --yes nobody is asked."
         )
-    with owned(Vault(vault)):
-        pass  # before anybody is asked
-    if not yes and not typer.confirm(f"Erase {vault} for good?"):
-        raise MesofedError("Nothing was erased.")
-    said = _erased(vault)
-    with owned(Vault(vault)):
+    with owned(Vault(vault)):  # before anybody is asked, so that no agent starts meanwhile
+        if not yes and not typer.confirm(f"Erase {vault} for good?"):
+            raise MesofedError("Nothing was erased.")
+        said = _erased(vault)
         # First, for the vault knows where they are, and a kill must leave one that can be erased.
         gone, kept = erase_traces(vault)
         files, size = erase(vault)
@@ -345,7 +346,7 @@ def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
 
     if not Vault(folder).exists:
         Vault(folder).person()  # says what to do
-    return Vault(folder, unlock(folder, _passphrase(passphrase_file)))
+    return Vault(folder, unlock(folder, passphrase_from(passphrase_file)))
 
 
 def _personalised(home: "Vault", config: Path | None) -> "Device":
@@ -389,52 +390,10 @@ def _device_of(home: "Vault", settings: "RunConfig") -> "Device":
     return Device(base, home, settings.methods, settings.private, settings.seed, settings.privacy)
 
 
-def _passphrase(
-    file: Path | None, *, new: bool = False, variable: str = PASSPHRASE_VARIABLE
-) -> Callable[[], str]:
-    """Return how the passphrase is found: in a file, in the environment, or by asking."""
-
-    def find() -> str:
-        if file is not None:
-            try:
-                return file.read_text(encoding="utf-8").rstrip("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise MesofedError(f"Cannot read the passphrase file {file}: {error}.") from error
-        if variable and os.environ.get(variable):
-            return os.environ[variable]
-        if not sys.stdin.isatty():
-            raise MesofedError(
-                "Expected a passphrase, and there is no terminal to ask for it. Name a file that "
-                f"holds it{f', or set ${variable}' if variable else ''}; --help says how."
-            )
-        asked: str = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=new)
-        return asked
-
-    return find
-
-
-def _opened_by(passphrase_file: Path | None) -> tuple[str, ...]:
-    """Return the arguments with which the next command opens the vault as this one did."""
-    return () if passphrase_file is None else ("--passphrase-file", str(passphrase_file))
-
-
 def _say_to_start(vault: Path, opened: tuple[str, ...]) -> None:
     console = output()
     say(console, f"Next: `{command('device', 'start', vault, *opened)}`")
     say(console, "  with --config FILE, if the server's settings are not the defaults")
-
-
-def _warn_of_a_short_one(passphrase: str, vault: Path) -> None:
-    from client.lock import AMPLE_PASSPHRASE
-
-    if len(passphrase) < AMPLE_PASSPHRASE:
-        say(
-            notices(),
-            f"Warning: this passphrase has {len(passphrase)} characters, of the "
-            f"{AMPLE_PASSPHRASE} or more that are wise. Whoever copies the vault can try all short "
-            "ones; several words that nobody would put together are best. Change it: "
-            f"`{command('device', 'passphrase', vault)}`",
-        )
 
 
 def _socket_of(vault: Path) -> Path:

@@ -19,7 +19,7 @@ from shared.errors import MesofedError
 from shared.fingerprint import fingerprint
 from shared.lora.layer import AdapterStack
 from shared.lora.lora import LinearMap
-from shared.precision import computing_dtype, weight_format
+from shared.precision import computing_device, computing_dtype, weight_format
 from shared.prefix import FrozenPrefix, batch_shape
 from shared.pretrained import load_folder, local_folder
 from shared.quantise import quantise
@@ -150,7 +150,7 @@ def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
         in a way that the trainer would miss.
     """
     global _resident
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = computing_device()
     config = config.model_copy(update={"format": weight_format(config.format, device)})
     dtype = computing_dtype(config.format, device)
     key = (config.name, config.format, dtype, config.top_layers, frozenset(adapt))

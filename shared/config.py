@@ -59,7 +59,8 @@ class BaseConfig(Section):
 
     name: str = Field("smollm2", description="tiny, smollm2, or a Hugging Face id or folder")
     format: Format = Field(
-        "auto", description="of the frozen weights; auto: bf16 where that is fast, else fp32"
+        "auto",
+        description="of the frozen weights; auto: bf16 where the device multiplies it, else fp32",
     )
     top_layers: int = Field(
         10, ge=0, description="so many topmost layers carry LoRAs, the rest runs once; 0: all do"

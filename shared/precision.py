@@ -1,7 +1,8 @@
 """Which number format the base model computes in: bf16 only where the device multiplies it.
 
-Elsewhere torch emulates bf16 products, at half to a twentieth of the speed of fp32 in training
-(docs/performance.md). AVX-512 alone has none: it takes AVX512-BF16, AMX, or BF16 on Arm.
+Elsewhere torch emulates bf16 products: on a processor without AVX-512 a training step takes twenty
+times as long as in fp32 (docs/performance.md). AVX-512 alone has none either: it takes AVX512-BF16,
+AMX, or BF16 on Arm.
 """
 
 import torch
@@ -10,6 +11,11 @@ from shared.config import Format
 
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 """Of a processor, any of which multiplies bf16; the last one is Arm's."""
+
+
+def computing_device() -> torch.device:
+    """Return where the base model is: on the GPU, if torch finds one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def multiplies_bf16(device: torch.device) -> bool:

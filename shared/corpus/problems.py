@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shared.errors import MesofedError
+from shared.program import command
 
 SHOWN = 10
 
@@ -69,7 +70,7 @@ def advice(*, mendable: bool) -> str:
     """Say what to do about bad input; see :func:`refusal`."""
     if mendable:
         return (
-            "Mend the file, or have `mesofed simulate` leave out what is bad: "
+            f"Mend the file, or have `{command('simulate')}` leave out what is bad: "
             "--set corpus.bad_input=skip."
         )
     return "No usable user is left: mend the file or choose another."

@@ -63,15 +63,12 @@ class AveragingRound:
 
     Attributes
     ----------
-    start : Lora
-        The global LoRA, from which everyone trains on.
     uploads : Slab
-        What everyone sends to the server: the LoRA that it has become, a row a client.
+        What everyone sends to the server: the global LoRA as it has become, a row a client.
     average : Lora
         The next global LoRA.
     """
 
-    start: Lora
     uploads: Slab
     average: Lora
 
@@ -96,7 +93,7 @@ def averaging_rounds(
         rows = Slab.of(base.maps, [start] * len(taking_part))
         uploads = _local_round(base, taking_part, rows, None, config)
         average = averaged_apart(uploads, shares(taking_part))
-        yield AveragingRound(start, uploads, average)
+        yield AveragingRound(uploads, average)
         start = average
 
 

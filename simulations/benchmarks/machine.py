@@ -11,7 +11,7 @@ import torch
 
 from shared.compute import compute
 from shared.config import Format
-from shared.precision import weight_format
+from shared.precision import computing_device, weight_format
 from shared.run_record import _git_commit, _version
 from simulations.benchmarks.interleave import counts_processor_time
 from simulations.benchmarks.measurement import Settings
@@ -52,7 +52,7 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
 
 def default_format() -> Format:
     """Return the format in which our side's base model is, where a row does not say another."""
-    return weight_format("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return weight_format("auto", computing_device())
 
 
 def cores() -> int:

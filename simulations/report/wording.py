@@ -134,8 +134,8 @@ def unmeasured(run: Run) -> str:
         )
     elif run.training:
         names = [STAGE_NAMES[stage.stage] for stage in run.training]
-        came = f"The server has trained {joined(list(dict.fromkeys(names)))}."
-        came += " No statistics have come back yet."
+        trained = joined(list(dict.fromkeys(names)))
+        came = f"The server has trained {trained}. No statistics have come back yet."
     else:
         came = "Nothing has been trained yet."
     if run.deployed:

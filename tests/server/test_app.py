@@ -256,6 +256,28 @@ def test_a_run_without_a_config_gets_one_that_it_can_be_resumed_with(
     assert load_config(kept) == with_format(tiny, format_here)
 
 
+def test_a_deployed_sum_that_could_never_be_opened_stops_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path / "run")
+    kept = tmp_path / "run" / "config.toml"
+    few = {
+        **load_config(kept).model_dump(),
+        "privacy": {"mode": "central"},
+        "rounds": {"devices": 2},
+    }
+    kept.write_text(dump_config(RunConfig.model_validate(few)), encoding="utf-8")
+
+    def train(*arguments: Any) -> Path:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(federation, "train_release", train)
+    with pytest.raises(
+        MesofedError, match=r"at least 3 devices for privacy\.mode=central .* got 2"
+    ):
+        federation.run(monkeypatch)
+
+
 # What a deployment leaves, where nobody prepares the run or shows its stages
 
 
