@@ -283,10 +283,7 @@ def forget(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Erase a vault, its key first, then every file; and what its device has left outside."""
-    from client.agent import owned
-    from client.inspection import erase
     from client.lock import LOCK, PERSON
-    from client.traces import erase_traces
     from client.vault import Vault
 
     if not any((vault / name).exists() for name in (LOCK, PERSON)):
@@ -296,6 +293,11 @@ def forget(
             f"Expected a terminal to ask at whether to erase {vault}; there is none. Nothing was "
             "erased; with --yes nobody is asked."
         )
+
+    from client.agent import owned
+    from client.inspection import erase
+    from client.traces import erase_traces
+
     with owned(Vault(vault)):  # before anybody is asked, so that no agent starts meanwhile
         if not yes and not typer.confirm(f"Erase {vault} for good?"):
             raise MesofedError("Nothing was erased.")

@@ -8,12 +8,12 @@ import gc
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from shared import smollm2, tiny
+from shared import smollm2
 from shared.config import BaseConfig, Format
 from shared.errors import MesofedError
 from shared.fingerprint import fingerprint
@@ -21,10 +21,12 @@ from shared.lora.layer import AdapterStack
 from shared.lora.lora import LinearMap
 from shared.precision import computing_device, computing_dtype, weight_format
 from shared.prefix import FrozenPrefix, batch_shape
-from shared.pretrained import load_folder, local_folder
 from shared.quantise import quantise
 from shared.rowwise_product import rowwise
 from shared.state_cache import StateCache
+
+if TYPE_CHECKING:  # importing it takes longer than many commands, which load no model
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +63,8 @@ class BaseModel:
         Hold it while using model and stack: there is one of each in a process.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     name: str
     format: Format
     fingerprint: str
@@ -170,6 +172,8 @@ def load_base(config: BaseConfig, adapt: tuple[str, ...]) -> BaseModel:
 def _load(
     config: BaseConfig, adapt: tuple[str, ...], device: torch.device, dtype: torch.dtype
 ) -> BaseModel:
+    from transformers import GenerationConfig
+
     quantised = config.format in ("int8", "nf4")
     # From bf16, so that quantised weights are the same wherever they are multiplied.
     model, tokenizer = _weights(config.name, torch.bfloat16 if quantised else dtype)
@@ -210,7 +214,7 @@ def _load(
     return base
 
 
-def _prefix(model: PreTrainedModel, cut: int, dtype: torch.dtype, cache_mb: int) -> FrozenPrefix:
+def _prefix(model: "PreTrainedModel", cut: int, dtype: torch.dtype, cache_mb: int) -> FrozenPrefix:
     """Return the layers below the cut."""
     cache = StateCache(cache_mb << 20)
     return FrozenPrefix(model.get_decoder(), cut, dtype, _embedding(model).shape[1], cache)
@@ -220,7 +224,7 @@ def _contiguous(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return tuple(argument.contiguous() for argument in arguments)
 
 
-def _cut(model: PreTrainedModel, top_layers: int) -> int:
+def _cut(model: "PreTrainedModel", top_layers: int) -> int:
     """Return how many layers stay below the LoRAs."""
     layers = getattr(model.get_decoder(), "layers", None)
     if top_layers and not isinstance(layers, nn.ModuleList):
@@ -231,22 +235,26 @@ def _cut(model: PreTrainedModel, top_layers: int) -> int:
     return max(0, len(layers) - top_layers) if top_layers and layers is not None else 0
 
 
-def _weights(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _weights(name: str, dtype: torch.dtype) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Return model and tokenizer by name, on the CPU, in a dtype, before any quantisation."""
     if name == "tiny":
+        from shared import tiny
+
         return tiny.build_model(dtype), tiny.build_tokenizer()
+    from shared.pretrained import load_folder, local_folder
+
     folder = smollm2.model_folder() if name == "smollm2" else local_folder(name)
     return load_folder(folder, dtype)
 
 
-def _embedding(model: PreTrainedModel) -> Tensor:
+def _embedding(model: "PreTrainedModel") -> Tensor:
     """Return the input embedding, (vocabulary, width)."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight
 
 
-def _linear_maps(model: PreTrainedModel, cut: int = 0) -> dict[str, nn.Linear]:
+def _linear_maps(model: "PreTrainedModel", cut: int = 0) -> dict[str, nn.Linear]:
     """Return the linear maps of the decoder above the cut by name, in the order of the model."""
     inside = set(model.get_decoder().modules())
     if cut:
@@ -259,7 +267,7 @@ def _linear_maps(model: PreTrainedModel, cut: int = 0) -> dict[str, nn.Linear]:
 
 
 def _adapted_maps(
-    model: PreTrainedModel, adapt: tuple[str, ...], cut: int
+    model: "PreTrainedModel", adapt: tuple[str, ...], cut: int
 ) -> tuple[LinearMap, ...]:
     """Return the linear maps above the cut whose last name component is in ``adapt``."""
     kinds = {name.rpartition(".")[2] for name in _linear_maps(model)}

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:  # its import takes seconds
+    from transformers import PreTrainedConfig
 
 # What decides the function of the weights, by names that most architectures share.
 _ARCHITECTURE = (
@@ -23,7 +26,7 @@ _EMBEDDING_ROWS = 16
 _ROWS = 2
 
 
-def fingerprint(model: nn.Module, config: PreTrainedConfig, embedding: Tensor) -> str:
+def fingerprint(model: nn.Module, config: "PreTrainedConfig", embedding: Tensor) -> str:
     """Return a SHA-256 (hex) of the architecture and of a sample of every weight, in bf16.
 
     Take it before quantisation: then fp32, bf16, int8 and NF4 of one base model have the same

@@ -251,6 +251,23 @@ def test_what_is_wrong_is_said_before_anything_heavy_is_loaded(arguments: tuple[
     assert done.stdout.splitlines()[-1] == "LOADED []"
 
 
+def test_looking_at_a_vault_loads_no_library_of_models(tmp_path: Path) -> None:
+    people = tmp_path / "texts"
+    people.mkdir()
+    (people / "one.txt").write_text("Some words about nothing.\n\nAnd some more of them.\n")
+    (tmp_path / "passphrase").write_text("long enough to be one\n")
+    vault, locked = str(tmp_path / "vault"), f"--passphrase-file={tmp_path / 'passphrase'}"
+    loaded = "print('LOADED', sorted({'transformers', 'peft', 'sklearn'} & set(sys.modules)))"
+    for arguments in (
+        ("device", "init", vault, "--folder", str(people), "--lock=passphrase", locked),
+        ("device", "inspect", vault, locked),
+        ("device", "forget", vault, "--yes"),
+    ):
+        done = run_cli(*arguments, code=loaded)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "LOADED []", arguments
+
+
 def test_off_a_terminal_an_error_is_a_hundred_columns_wide_and_paths_stay_whole(
     tmp_path: Path,
 ) -> None:
