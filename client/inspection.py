@@ -18,6 +18,8 @@ from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes
 from shared.privacy import spent
 
+_BYTES_A_LINE = 40
+
 
 def stored(vault: Vault) -> list[tuple[str, int, int]]:
     """Return what lies in a vault, by part, as damages name it: (part, files, bytes).
@@ -109,7 +111,8 @@ def _told(entries: Sequence[Mapping[str, Any]], raw: bool) -> Iterator[str]:
             for name, value in record.items():
                 yield f"      {name} {value}"
         if raw:
-            yield f"      {entry['bytes'].hex()}"
+            for start in range(0, len(entry["bytes"]), _BYTES_A_LINE):
+                yield f"      {entry['bytes'][start : start + _BYTES_A_LINE].hex()}"
 
 
 def files_of(folder: Path) -> list[Path]:

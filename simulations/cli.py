@@ -76,7 +76,9 @@ def _simulate(
                 )
         console.print(f"Run: {folder}", markup=False, soft_wrap=True)
     from simulations.federated import simulate as run
+    from simulations.report.read import read_run
     from simulations.report.table import render_table
+    from simulations.report.wording import next_step
 
     try:
         with stopping_in_order(), shown(console):
@@ -89,8 +91,11 @@ def _simulate(
     console.print()
     console.print(render_table(summary))
     console.print(f"Report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
-    own = command("simulate", "--set", "corpus.source=jsonl", "--set", "corpus.path=FILE")
-    say(console, f"Next: open the report, or try your own people: `{own}`")
+    if settings.corpus.source == "synthetic":
+        own = command("simulate", "--set", "corpus.source=jsonl", "--set", "corpus.path=FILE")
+        say(console, f"Next: open the report, or try your own people: `{own}`")
+    else:
+        say(console, f"Next: open the report, and {next_step(read_run(folder), summary)}")
 
 
 @report.command()

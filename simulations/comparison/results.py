@@ -125,10 +125,12 @@ class Results:
         return next((row for row in self.of(block) if row.method == method), None)
 
     def best(self, block: Block) -> float | None:
-        """Return the best primary mean of a block."""
+        """Return the best primary mean of a block; None where all methods have the same."""
         rows = self.of(block)
-        pick = max if block.higher_is_better else min
-        return pick(row.estimate.mean for row in rows) if rows else None
+        means = {row.estimate.mean for row in rows}
+        if not means or (len(means) == 1 and len(rows) > 1):
+            return None
+        return max(means) if block.higher_is_better else min(means)
 
 
 def is_ours(method: str) -> bool:

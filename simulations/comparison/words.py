@@ -84,6 +84,8 @@ def _sentences(results: Results, block: Block) -> str:
     row = results.row(OURS, block) or next((r for r in results.of(block) if r.ours), None)
     if row is None:
         best = results.best(block)
+        if best is None:
+            return f"All methods have the same mean {metric_name(block.primary)}."
         names = [r.method for r in results.of(block) if r.estimate.mean == best]
         return f"The best mean {metric_name(block.primary)} is that of {joined(names)}."
     parts = (

@@ -110,12 +110,12 @@ class Summary:
         return next((r for r in self.rows if (r.method, r.task) == (method, task)), None)
 
     def best(self, task: str) -> float | None:
-        """Return the best primary mean on a task."""
+        """Return the best primary mean on a task; None where all methods have the same."""
         rows = [row for row in self.rows if row.task == task]
-        if not rows:
+        means = {row.estimate.mean for row in rows}
+        if not means or (len(means) == 1 and len(rows) > 1):
             return None
-        pick = max if rows[0].higher_is_better else min
-        return pick(row.estimate.mean for row in rows)
+        return max(means) if rows[0].higher_is_better else min(means)
 
 
 def task_of(name: str) -> Task:

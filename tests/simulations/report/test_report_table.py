@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def test_best_survives_a_pipe(fake_run: Writer) -> None:
         expected = sum(r is not None and r.estimate.mean == summary.best(r.task) for r in best)
         assert line.count("*") == expected
     assert sum(line.count("*") for line in lines) > len(summary.tasks)  # the caption names it
+
+
+def test_where_all_are_as_good_none_is_the_best(fake_run: Writer) -> None:
+    summary = summarise(fake_run(tasks=("tagging",), skill={"population": 0.3, "meso": 1.0}))
+    assert summary.best("tagging") == max(row.estimate.mean for row in summary.rows)
+    same = tuple(replace(row, estimate=summary.rows[0].estimate) for row in summary.rows)
+    assert replace(summary, rows=same).best("tagging") is None
+    assert replace(summary, rows=same[:1]).best("tagging") == same[0].estimate.mean
 
 
 @pytest.mark.parametrize("methods", [("base", "population", "meso-tuned"), ("population", "meso")])
