@@ -42,12 +42,18 @@ class _Done(ProgressColumn):
         return Text(f"{int(task.completed):,}/{int(task.total or 0):,} {unit}", justify="right")
 
 
+SIGN_OF_LIFE = 60.0
+"""Seconds after which a stage that is not shown live says how far it is."""
+
+
 class Display:
-    """Shows stages on a terminal; on anything else prints one line as each stage ends."""
+    """Shows stages on a terminal; on anything else prints a line as each ends, and each minute."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.seconds: dict[str, float] = {}
+        self._began: dict[TaskID, float] = {}
+        self._said: dict[TaskID, float] = {}
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description:<24}"),
@@ -74,15 +80,28 @@ class Display:
 
     def begin(self, name: str, total: int, unit: str) -> TaskID:
         """Show a new stage and return its number."""
-        return self._progress.add_task(name, total=max(1, total), unit=unit, tokens=0)
+        task = self._progress.add_task(name, total=max(1, total), unit=unit, tokens=0)
+        self._began[task] = self._said[task] = time.monotonic()
+        return task
 
     def update(self, task: TaskID, completed: float, tokens: int) -> None:
         """Show how far a stage is."""
         self._progress.update(task, completed=completed, tokens=tokens)
+        now = time.monotonic()
+        if self.console.is_terminal or now - self._said[task] < SIGN_OF_LIFE:
+            return
+        self._said[task] = now
+        known = self._progress.tasks[task]
+        share = completed / (known.total or 1)
+        self.console.print(
+            f"  {known.description:<24} {now - self._began[task]:7.1f} s, {share:.0%} done",
+            highlight=False,
+            markup=False,
+        )
 
-    def end(self, task: TaskID, name: str, seconds: float) -> None:
+    def end(self, task: TaskID, name: str) -> None:
         """Mark a stage as done."""
-        total = self._progress.tasks[task].total
+        total, seconds = self._progress.tasks[task].total, time.monotonic() - self._began[task]
         self._progress.update(task, completed=total)
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         if not self.console.is_terminal:
@@ -97,7 +116,6 @@ class Stage:
     unit: str
     display: Display | None
     task: TaskID = field(default_factory=lambda: TaskID(0))
-    started: float = field(default_factory=time.monotonic)
     done: float = 0.0
     under_way: float = 0.0
     tokens: int = 0
@@ -149,7 +167,7 @@ def stage(name: str, total: int, unit: str) -> Iterator[Stage]:
     finally:
         _running.remove(current)
     if current.display is not None:
-        current.display.end(current.task, name, time.monotonic() - current.started)
+        current.display.end(current.task, name)
 
 
 def tokens_done(tokens: int) -> None:

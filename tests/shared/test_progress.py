@@ -43,13 +43,36 @@ def test_without_a_terminal_each_stage_ends_with_one_line() -> None:
     assert set(display.seconds) == {"population", "bank"}
 
 
-def test_seconds_of_stages_of_one_name_add_up() -> None:
+def test_without_a_terminal_a_long_stage_shows_that_it_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("shared.progress.time.monotonic", lambda: now)
+    console = plain()
+    with shown(console), stage("train", 400, "tokens") as current:
+        current.advance(100)
+        now += 61
+        current.advance(10)
+        now += 30
+        current.advance(10)
+        now += 31
+        current.advance(120)
+    assert written(console).splitlines() == [
+        "  train                       61.0 s, 28% done",
+        "  train                      122.0 s, 60% done",
+        "✓ train                      122.0 s",
+    ]
+
+
+def test_seconds_of_stages_of_one_name_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 5.0
+    monkeypatch.setattr("shared.progress.time.monotonic", lambda: now)
     with shown(plain()) as display:
-        number = display.begin("round", 1, "devices")
-        display.end(number, "round", 1.5)
-        number = display.begin("round", 1, "devices")
-        display.end(number, "round", 2.0)
-    assert display.seconds == {"round": 3.5}
+        for seconds in (1.5, 2.0):
+            number = display.begin("round", 1, "devices")
+            now += seconds
+            display.end(number, "round")
+        assert display.seconds == {"round": 3.5}
 
 
 def state(display: Display) -> list[tuple[float, float | None, int]]:
