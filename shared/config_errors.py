@@ -21,8 +21,8 @@ def wrong(error: ErrorDetails, kind: type[BaseModel]) -> str:
     if error["type"] == "value_error":  # our own, which says what came where that helps
         return f"{name}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "extra_forbidden":
-        meant = suggestion(name, _names(kind)) or " (the .toml file of any run has them all)"
-        return f"{name}: there is no such setting{meant}; got {came!r}"
+        got = "" if isinstance(came, dict) else f"; got {came!r}"  # a section says nothing
+        return f"{name}: there is no such setting{_meant(name, tuple(_names(kind)))}{got}"
     field = _field(error["loc"], kind)
     if field is None:
         return f"{name}: {error['msg']}; got {came!r}"
@@ -32,6 +32,15 @@ def wrong(error: ErrorDetails, kind: type[BaseModel]) -> str:
     )
     meant = suggestion(came, choices(may_be)) if isinstance(came, str) else ""
     return f"{name}: expected {_expected(may_be, bounds(field))}; got {came!r}{meant}"
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str:
+    """Return what a setting that there is not may have been."""
+    own = name.rpartition(".")[2]
+    sections = [other for other in known if other.endswith(f".{own}")]
+    if sections and name not in sections:
+        return f" (did you mean {' or '.join(sections)}?)"
+    return suggestion(name, known) or " (the .toml file of any run has them all)"
 
 
 def bounds(field: FieldInfo) -> list[str]:
