@@ -4,6 +4,7 @@ import statistics
 
 from rich.table import Table
 
+from shared.privacy_cost import cost_sentences
 from simulations.report.run import Run
 from simulations.report.wording import (
     STAGE_NAMES,
@@ -37,11 +38,12 @@ def render_progress(run: Run) -> Table:
             up = statistics.median(device.bytes_up for device in round_.traffic)
             answered += f"; a device: {byte_size(down)} down, {byte_size(up)} up"
         table.add_row(f"round {round_.release}", answered)
-        if uses := list(round_.router.values()):
-            weights = zip(*(use.expert_weights for use in uses), strict=True)
-            means = [sum(column) / len(uses) for column in weights]
+        if means := round_.mean_experts:
             shares = "  ".join(f"E{i} {decimal(mean, 2)}" for i, mean in enumerate(means, start=1))
             table.add_row("  mean expert weights", shares)
+    costs = [(round_.release, round_.cost) for round_ in run.rounds]
+    for sentence in cost_sentences(costs) if costs else ():
+        table.add_row("privacy", sentence.removeprefix("Privacy: ").removeprefix("Privacy "))
     if not run.deployed:
         table.add_row("evaluated", f"0 of {count_of(len(run.corpus.device_users), 'device user')}")
     return table

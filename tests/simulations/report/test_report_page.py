@@ -327,9 +327,9 @@ def test_a_deployment_shows_what_its_devices_sent_and_no_scores(fake_run: Writer
             "statistics": {**statistics, "expert_weights": [0.3, 0.7]},
         },
     ]
-    (folder / "statistics/r1.json").write_text(
-        json.dumps({**round_, "asked": 2, "answered": 2, "refused": [], "devices": nodes})
-    )
+    round_ |= {"asked": 2, "answered": 2, "refused": [], "devices": nodes}
+    round_["mean"] = {"expert_weights": [0.6, 0.4]}  # (0.9 + 0.3) / 2 and the rest
+    (folder / "statistics/r1.json").write_text(json.dumps(round_))
     page = _page(folder)
     assert "Release 1 went to 2 devices, of which 2 sent router statistics." in page.text
     assert "Quality is measured on devices only in a simulation" in page.text
@@ -341,5 +341,26 @@ def test_a_deployment_shows_what_its_devices_sent_and_no_scores(fake_run: Writer
     Console(file=printed, width=100).print(render_progress(read_run(folder)))
     lines = printed.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
-    assert "E1 0.60  E2 0.40" in printed.getvalue()  # (0.9 + 0.3) / 2 and the rest
+    assert "E1 0.60  E2 0.40" in printed.getvalue()
+    assert "no noise was added" in printed.getvalue()
     assert "evaluated" not in printed.getvalue()
+
+
+def test_the_terminal_says_what_a_sum_of_devices_cost_in_privacy(fake_run: Writer) -> None:
+    folder = fake_run(devices=0)
+    round_ = json.loads((folder / "statistics/r1.json").read_text())
+    round_ |= {"devices": [], "mean": {"expert_weights": [0.25, 0.75]}}
+    round_["privacy"] = {
+        "mode": "central",
+        "delta": 1e-5,
+        "epsilon_of_round": 2.0,
+        "epsilon_in_total": 2.0,
+        "epsilon_of_budget": 8.0,
+    }
+    (folder / "statistics/r1.json").write_text(json.dumps(round_))
+    printed = io.StringIO()
+    Console(file=printed, width=100).print(render_progress(read_run(folder)))
+    told = " ".join(printed.getvalue().split())
+    assert "E1 0.25 E2 0.75" in told
+    assert "of round 1, mode central: epsilon 2 at delta 1e-05" in told
+    assert "over all rounds: epsilon 2 of 8" in told
