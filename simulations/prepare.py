@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shared.compute import compute
 from shared.config import RunConfig, load_config, require_devices
+from shared.console import notices, say
 from shared.corpus.load import Corpus, load_corpus
 from shared.corpus.split import Split, split_users
 from shared.errors import MesofedError
@@ -118,6 +119,13 @@ def prepare(config: RunConfig, run_dir: Path, called: Sequence[str]) -> "BaseMod
         As :func:`check_run`, or if the base model cannot be used.
     """
     corpus, people = check_run(config, run_dir)
+    if corpus.skipped:
+        first, check = corpus.skipped[0], command("data", "check", config.corpus.path)
+        say(
+            notices(),
+            f"Left out of the corpus: {len(corpus.skipped):,}, the first at {first.where}: "
+            f"{first.reason}. The report has all of them, and so has `{check}`.",
+        )
     base = load_model(config)
     write_run_record(
         run_dir, config, base, corpus, "simulation", called, people.server, people.device

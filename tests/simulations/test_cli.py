@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
+import simulations.prepare
+from shared.errors import MesofedError
+
 ASK = (
     "What is the score of the following movie on a scale of 1 to 5? just answer with 1, 2, 3, 4, "
     "or 5 without further explanation. movie: "
 )
+HEADLINE = "Generate a headline for the following article:"
 TINY = ("--set", "base.name=tiny", "--set", "base.format=fp32")
 
 
@@ -86,6 +90,35 @@ def test_a_broken_corpus_names_file_and_line(mesofed: Any, tmp_path: Path) -> No
     assert (done.code, no_traceback(done)) == (1, True)
     assert "people.jsonl:2" in done.text.replace(" ", "")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_out_of_a_corpus_is_said(
+    mesofed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(config: Any) -> None:
+        raise MesofedError("Enough seen.")
+
+    monkeypatch.setattr(simulations.prepare, "load_model", stop)
+    people = [
+        {
+            "user_id": f"u{i}",
+            "task": "LaMP_4",
+            "profile": [{"id": f"{i}{j}", "text": f"{i}{j}.", "title": "Mine"} for j in range(4)],
+            "query": [{"id": f"q{i}", "input": f"{HEADLINE} More.", "gold": "Mine too"}],
+        }
+        for i in range(3)
+    ]
+    lines = [json.dumps(person) for person in people]
+    (tmp_path / "people.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]) + "\n")
+    done = mesofed(
+        "simulate", *TINY, "--set", "corpus.source=jsonl", "--set", "corpus.bad_input=skip",
+        "--set", f"corpus.path={tmp_path / 'people.jsonl'}", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert "Enough seen." in done.text
+    told = done.text.replace("\n", " ")
+    assert "Left out of the corpus: 1, the first at" in told
+    assert "people.jsonl:2" in told
+    assert "mesofed data check" in told
 
 
 def test_resuming_what_is_not_a_run(mesofed: Any, tmp_path: Path) -> None:
