@@ -20,7 +20,7 @@ from flwr.app import RecordDict
 from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes, content_to_bytes
 from shared.program import command
-from shared.protocol import MAX_RELEASE_BYTES, REASONS, ProtocolError
+from shared.protocol import MAX_RELEASE_BYTES, REASONS, ProtocolError, Refusal
 
 LENGTH = struct.Struct(">I")
 MAX_HEADER = 1024
@@ -41,15 +41,19 @@ class FrameError(MesofedError):
     """Something that is no frame, or too large a one."""
 
 
+class CutShortError(FrameError):
+    """A frame whose sender has gone before its end."""
+
+
 def ask_agent(path: Path, message_type: str, content: RecordDict) -> RecordDict:
     """Ask the agent behind a socket; return what it lets out.
 
     Raises
     ------
     ProtocolError
-        If the agent refuses, with the refusal that it names.
-    MesofedError
-        If there is no agent, or it does not answer.
+        If the agent refuses, with the refusal that it names, or if none answers.
+    FrameError
+        If the answer is none.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE_SECONDS)
@@ -57,10 +61,12 @@ def ask_agent(path: Path, message_type: str, content: RecordDict) -> RecordDict:
             connection.connect(str(path))
             send_frame(connection, {"request": message_type}, content_to_bytes(content))
             reply = receive_frame(connection)
-        except OSError as error:
-            raise MesofedError(
-                f"Expected a device agent at {path}; {error.strerror or error}. Start it with "
-                f"`{command('device', 'start')}`."
+        except (OSError, CutShortError) as error:  # not there, or gone before it has answered
+            told = getattr(error, "strerror", None) or error
+            raise ProtocolError(
+                f"Expected a device agent at {path}; {told}. Start it with "
+                f"`{command('device', 'start')}`.",
+                Refusal.NO_AGENT,
             ) from error
     code = reply.header.get("code")
     if code == 0:
@@ -114,6 +120,6 @@ def _receive(connection: socket.socket, size: int, end: float) -> bytes:
         connection.settimeout(max(end - time.monotonic(), 1e-3))
         piece = connection.recv(min(size - len(data), 1 << 20))
         if not piece:
-            raise FrameError("a frame ended early")
+            raise CutShortError("a frame ended early")
         data += piece
     return bytes(data)

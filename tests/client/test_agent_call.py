@@ -22,7 +22,13 @@ from client.agent_call import (
 )
 from shared.errors import MesofedError
 from shared.flower_internals import content_to_bytes
-from shared.protocol import REASONS, ROUTER_STATISTICS, ProtocolError, statistics_request
+from shared.protocol import (
+    REASONS,
+    ROUTER_STATISTICS,
+    ProtocolError,
+    Refusal,
+    statistics_request,
+)
 
 
 @pytest.fixture
@@ -189,11 +195,19 @@ def test_a_refusal_comes_back_with_its_fixed_text(short_path: Path, refusal: int
 
 @pytest.mark.parametrize(
     "reply",
-    [b"", b"hello", framed({"bytes": 0}), framed({"code": "0", "bytes": 0}), framed({"code": 7})],
+    [b"hello", framed({"bytes": 0}), framed({"code": "0", "bytes": 0}), framed({"code": 7})],
 )
 def test_an_answer_that_is_none_ends_in_a_sentence(short_path: Path, reply: bytes) -> None:
     _, error = asked(short_path, reply)
     assert isinstance(error, FrameError)
+
+
+@pytest.mark.parametrize("reply", [b"", framed({"code": 0, "bytes": 9})[:-1]])
+def test_an_agent_that_goes_before_it_has_answered_is_none(short_path: Path, reply: bytes) -> None:
+    _, error = asked(short_path, reply)
+    assert isinstance(error, ProtocolError)
+    assert error.refusal == Refusal.NO_AGENT
+    assert "a frame ended early" in str(error)
 
 
 def test_without_an_agent_the_caller_says_how_to_start_one(short_path: Path) -> None:

@@ -22,7 +22,6 @@ from client.agent_errors import error_journal
 from client.device import Device
 from client.ledger import ledger
 from shared.config import PrivacyConfig
-from shared.errors import MesofedError
 from shared.flower_internals import content_to_bytes
 from shared.privacy import LedgerEntry, calibrate
 from shared.protocol import (
@@ -30,6 +29,7 @@ from shared.protocol import (
     NOISED_STATISTICS,
     ROUTER_STATISTICS,
     ProtocolError,
+    Refusal,
     RouterStatistics,
     noised_request,
     release_to_content,
@@ -192,9 +192,9 @@ def play(agent: Agent, child: Child, server: Server) -> bool:
     for request, version in [*done[-1:], *left]:  # what was answered last is asked again
         try:
             reply = ask_agent(agent.path, request, server.ask(request, version))
-        except ProtocolError:
-            raise
-        except MesofedError:
+        except ProtocolError as error:
+            if error.refusal != Refusal.NO_AGENT:
+                raise
             assert not child.alive or wait(lambda: not child.alive)
             return False
         server.take(request, version, reply)

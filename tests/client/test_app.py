@@ -145,7 +145,7 @@ def test_the_shim_passes_answers_and_refusals_on(
     for reply, refusal in (
         (early, Refusal.OTHER_RELEASE),
         (other, Refusal.OTHER_RELEASE),
-        (gone, Refusal.REQUEST_REFUSED),
+        (gone, Refusal.NO_AGENT),
     ):
         assert (reply.error.code, reply.error.reason) == (refusal, REASONS[refusal])
     assert not (short_path / "vaults").exists()
@@ -160,7 +160,7 @@ def test_a_server_cannot_name_another_agent_or_folder(
     context.run_config = {"agent": str(agent.path), "run-dir": str(federation.run_dir)}
     with serving(agent):
         reply = app(message(ROUTER_STATISTICS, statistics_request(1)), context)
-    assert reply.error.code == Refusal.REQUEST_REFUSED
+    assert reply.error.code == Refusal.NO_AGENT
     assert agent.device.vault.sent.entries() == []
     assert not list(agent.device.vault.folder.glob("errors"))
 

@@ -300,7 +300,7 @@ def test_a_sum_whose_agents_are_killed_opens_without_them_or_not_at_all(
         # Two are left of the three that a sum needs.
         log = start("run", *command)
         wait_for_line("Exit Code", log, 240)
-        failed = REASONS[Refusal.REQUEST_REFUSED]
+        failed = REASONS[Refusal.NO_AGENT]
         few = f"at least 3 of 4 devices to answer {MASKED} of release 1; 2 did (2 x {failed})"
         assert few in log.read_text(encoding="utf-8")
         assert not (run / "statistics").exists()
