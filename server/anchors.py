@@ -11,7 +11,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from shared.errors import MesofedError
+from shared.config import require_anchor
 
 
 def select_anchors(
@@ -44,6 +44,7 @@ def select_anchors(
     MesofedError
         If no user has enough history.
     """
+    require_anchor(min_history, history_lengths)
     points = places.numpy()
     means = _clusters(places, count, seed, user_weights)
     labels = means.labels_
@@ -55,11 +56,6 @@ def select_anchors(
         nearest = members[np.argmin(distances[members])]
         if np.isfinite(distances[nearest]):
             anchors.append(int(nearest))
-    if not anchors:
-        raise MesofedError(
-            f"Expected a server user with at least {min_history} history items to be an anchor; "
-            f"the longest history among them has {max(history_lengths)}. Lower bank.min_history."
-        )
     return tuple(sorted(anchors))
 
 

@@ -5,6 +5,7 @@ A run is described by one TOML file; every field below may also be set on the co
 """
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -353,6 +354,21 @@ def require_devices(privacy: PrivacyConfig, devices: int) -> None:
             f"Expected at least {privacy.minimum_devices} devices for privacy.mode=central "
             f"(privacy.minimum_devices), for a sum of fewer is never opened; got {devices}. Have "
             "more devices, or choose another mode."
+        )
+
+
+def require_anchor(min_history: int, histories: Sequence[int]) -> None:
+    """Refuse a bank that nobody has enough history for, by the items of each server user.
+
+    Raises
+    ------
+    MesofedError
+        If no server user may be an anchor.
+    """
+    if max(histories) < min_history:
+        raise MesofedError(
+            f"Expected a server user with at least {min_history} history items to be an anchor; "
+            f"the longest history among them has {max(histories)}. Lower bank.min_history."
         )
 
 

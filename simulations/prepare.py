@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.compute import compute
-from shared.config import RunConfig, load_config, require_devices
+from shared.config import RunConfig, load_config, require_anchor, require_devices
 from shared.console import notices, say
 from shared.corpus.load import Corpus, load_corpus
 from shared.corpus.split import Split, split_users
@@ -66,7 +66,8 @@ def check_run(config: RunConfig, run_dir: Path) -> tuple[Corpus, Split]:
     ------
     MesofedError
         If the folder holds another run, the settings are for a deployment, the engine is not
-        installed, the corpus cannot be used, or a secure sum would have too few devices.
+        installed, the corpus cannot be used, nobody could be an anchor, or a secure sum would have
+        too few devices.
     """
     if (run_dir / "config.toml").exists():
         raise MesofedError(
@@ -82,6 +83,7 @@ def check_run(config: RunConfig, run_dir: Path) -> tuple[Corpus, Split]:
     corpus = load_corpus(config.corpus, config.seed)
     people = split_users(corpus, config.corpus, config.seed)
     require_devices(config.privacy, len(people.device))
+    require_anchor(config.bank.min_history, [len(user.history) for user in people.server])
     return corpus, people
 
 

@@ -121,6 +121,19 @@ def test_what_is_left_out_of_a_corpus_is_said(
     assert "mesofed data check" in told
 
 
+def test_a_bank_that_nobody_has_the_history_for_is_refused_at_once(
+    mesofed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulations.prepare, "load_model", None)
+    run = tmp_path / "run"
+    done = mesofed("simulate", *TINY, "--set", "bank.min_history=99", "--out", run)
+    assert done.code == 1
+    assert no_traceback(done)
+    told = " ".join(done.text.split())
+    assert "at least 99 history items to be an anchor; the longest history among them" in told
+    assert not run.exists()
+
+
 def test_resuming_what_is_not_a_run(mesofed: Any, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         done = mesofed("simulate", "--resume", folder)
