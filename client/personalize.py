@@ -4,12 +4,14 @@ y = W x + B_p A_p x + sum_e g_e B_e A_e x + sum_k f_k B_k A_k x + b a x
 population    routed experts        fused anchors         private
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from client.answers import gold_losses
 from shared.base_model import BaseModel
 from shared.compute import wait_for
 from shared.config import PrivateConfig
@@ -210,6 +212,8 @@ def begin_personalising(
     start, tuned = compose(release, method, routing)
     if not method.trains:
         return lambda: start
+    if method.gated:
+        start = _gated(base, release, start, samples, config.batch_size)
     rank = {"none": 0, "user_lora": config.rank, "stack": config.stack_rank}[method.private]
     rank = rank if method.rank is None else method.rank
     if method.private == "stack":
@@ -252,11 +256,40 @@ def begin_personalising(
             private=Slab(carrying, rank, member.row.cpu()[None]).lora(0) if rank else None,
             tuned=int(tuned.sum()),
             curve=tuple(member.curve),
-            tokens=member.tokens,
-            seconds=member.seconds,
+            tokens=start.tokens + member.tokens,
+            seconds=start.seconds + member.seconds,
         )
 
     return wait
+
+
+def _gated(
+    base: BaseModel,
+    release: Release,
+    start: Personalised,
+    samples: Sequence[Sample],
+    rows: int,
+) -> Personalised:
+    """Return a start without experts and anchors if the person's history is likelier so.
+
+    In a federation nothing of the release has seen that history, so parts that do not carry over
+    to this person show before anything is trained. The person is read alone, a few samples at a
+    time: who else trains here decides nothing.
+    """
+    began = time.monotonic()
+    kept = torch.tensor([lora is release.population for lora in start.shared])
+    without = replace(start, weights=start.weights * kept)
+    losses = []
+    with base.lock:
+        for stack in (without, start):
+            parts = parts_of(base, [stack])
+            chunks = [samples[i : i + rows] for i in range(0, len(samples), rows)]
+            losses.append(sum(sum(gold_losses(base, parts, [chunk])[0]) for chunk in chunks))
+    return replace(
+        without if losses[0] <= losses[1] else start,
+        tokens=2 * sum(map(len, samples)),
+        seconds=time.monotonic() - began,
+    )
 
 
 def _trainee(name: str, samples: tuple[Sample, ...], holdout: float, seed: int) -> Trainee:

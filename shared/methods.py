@@ -40,6 +40,9 @@ class Method:
     by_rank : bool
         Whether experts and anchors count as parts rank by rank, each with a weight of its own:
         tuned, that is a code of a few dozen numbers.
+    gated : bool
+        Whether experts and anchors stay off for a person whose own history is likelier without
+        them.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Method:
     maps: tuple[str, ...] = ()
     label_prior: bool = False
     by_rank: bool = False
+    gated: bool = False
 
     @property
     def tunes(self) -> bool:
@@ -101,6 +105,16 @@ METHODS: dict[str, Method] = {
             anchors="routed",
             private="stack",
             maps=STACK_MAPS,
+        ),
+        Method(
+            "meso-gated",
+            "meso, experts and anchors only where the own history is likelier with them",
+            experts="routed",
+            anchors="routed",
+            private="stack",
+            maps=STACK_MAPS,
+            label_prior=True,
+            gated=True,
         ),
         Method(
             "meso-no-release",

@@ -32,6 +32,7 @@ CONTENDERS: dict[str, Contender] = {
         of_devices("anchors"),
         of_devices("meso-code"),
         of_devices("meso-no-prior"),
+        of_devices("meso-gated"),
         of_devices("meso-no-release"),
         of_devices("meso-r1"),
         of_devices("meso"),

@@ -80,6 +80,7 @@ class ComparisonConfig(ExperimentConfig):
         "fedavg-local",
         "meso-code",
         "meso-no-prior",
+        "meso-gated",
         "meso-no-release",
         "meso-r1",
         "meso",

@@ -21,7 +21,7 @@ from shared.base_model import BaseModel
 from shared.config import PrivateConfig
 from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
-from shared.lora.algebra import base_weights
+from shared.lora.algebra import base_weights, fuse
 from shared.lora.lora import Factors, Lora
 from shared.methods import METHODS
 from shared.release import Release
@@ -42,9 +42,10 @@ BY_RANK = [
 ]
 SOME = ("v_proj", "o_proj", "down_proj")
 ON = {"oppu-qv": ("q_proj", "v_proj"), "meso-tuned": SOME, "meso": SOME}
-ON |= {"meso-no-prior": SOME, "meso-no-release": SOME}
+ON |= {"meso-no-prior": SOME, "meso-no-release": SOME, "meso-gated": SOME}
 PRIOR = {"population-prior", "meso", "meso-no-release", "meso-tuned", "meso-code", "meso-r1"}
-PRIOR |= {"meso-r4"}
+PRIOR |= {"meso-r4", "meso-gated"}
+GATED = {"meso-gated"}
 EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "base": ([], [], 0),
     "population": (POPULATION, [False], 0),
@@ -60,6 +61,7 @@ EXPECTED: dict[str, tuple[list[tuple[str, float]], list[bool], int]] = {
     "meso-code": (POPULATION + BY_RANK, [False] + [True] * 7, 0),
     "meso-no-prior": (POPULATION + BOTH, [False] * 5, 1),
     "meso-no-release": (POPULATION, [False], 1),
+    "meso-gated": (POPULATION + BOTH, [False] * 5, 1),
     "meso-r1": (POPULATION + BOTH, [False] * 5, 1),
     "meso-r4": (POPULATION + BOTH, [False] * 5, 4),
 }
@@ -128,6 +130,31 @@ def with_parts(base: BaseModel, stacks: Sequence[Personalised], ids: Tensor) -> 
         return base.model(input_ids=ids).logits.float()
 
 
+def history_loss(
+    base: BaseModel, weighted: list[tuple[Lora, float]], samples: Sequence[Sample]
+) -> float:
+    """The answers' mean loss a token, summed over samples, with all updates added densely."""
+    total = 0.0
+    for sample in samples:
+        logits = with_delta(base, weighted, torch.tensor([[*sample.prompt, *sample.answer]]))
+        before = logits[0, len(sample.prompt) - 1 : -1]
+        total += float(torch.nn.functional.cross_entropy(before, torch.tensor(sample.answer)))
+    return total
+
+
+def start_by_hand(
+    base: BaseModel, release: Release, method: str, samples: Sequence[Sample]
+) -> list[float]:
+    """The weights with which private training starts."""
+    parts, _, _ = EXPECTED[method]
+    weighted = [(named(release, name), weight) for name, weight in parts]
+    weights = [weight for _, weight in parts]
+    if method not in GATED:
+        return weights
+    likelier = history_loss(base, weighted, samples) < history_loss(base, weighted[:1], samples)
+    return weights if likelier else [1.0, *[0.0] * (len(parts) - 1)]
+
+
 def ids_of(base: BaseModel) -> Tensor:
     return torch.tensor([base.tokenizer.encode("post: what a day"), list(range(40, 56))])
 
@@ -159,7 +186,7 @@ def test_the_device_trains_what_the_method_leaves_to_it(
     )()
     assert trained.label_prior == (method in PRIOR)
     parts, tuned, rank = EXPECTED[method]
-    start = [weight for _, weight in parts]
+    start = start_by_hand(base, release, method, samples)
     if rank == 0 and not any(tuned):
         assert (trained.private, trained.private_parameters, trained.curve) == (None, 0, ())
         assert trained.weights.tolist() == pytest.approx(start)
@@ -169,7 +196,8 @@ def test_the_device_trains_what_the_method_leaves_to_it(
         numbers = sum(rank * (m.in_features + m.out_features) for m in on)
         assert trained.private_parameters == numbers + sum(tuned)
         assert [step for step, _ in trained.curve] == [0, 1]
-        assert trained.tokens == sum(len(sample) for sample in samples)
+        read = 3 if method in GATED else 1  # to decide, the history is read twice
+        assert trained.tokens == read * sum(len(sample) for sample in samples)
         moved = [abs(w - s) > 1e-6 for w, s in zip(trained.weights.tolist(), start, strict=True)]
         assert moved == tuned
         for _, factors in trained.private or ():
@@ -191,6 +219,30 @@ def test_the_device_trains_what_the_method_leaves_to_it(
         torch.testing.assert_close(came, expected, atol=2e-4, rtol=1e-4)
         plain = with_delta(base, [], ids)
         assert float((expected - plain).abs().max()) > 0.1
+
+
+def test_what_makes_the_own_history_less_likely_stays_off(
+    release: Release, base: BaseModel
+) -> None:
+    # An expert and its opposite, both small: whichever outweighs the other, one way the history
+    # becomes likelier than under the population LoRA, the other way less likely.
+    small = fuse([random_lora(base, 2, 10)], [0.05])
+    opposite = fuse([small], [-1.0])
+    release = replace(release, experts=(small, opposite), bank=())
+    samples = tuple(encode(base, f"post: {i}\ntag:", "gear") for i in range(5))
+    alone = history_loss(base, [(release.population, 1.0)], samples)
+    likelier = []
+    for first, second in ((0.9, 0.1), (0.1, 0.9)):
+        routing = Routing(torch.tensor([first, second]), Retrieval((), (), ()))
+        trained = begin_personalising(
+            base, release, METHODS["meso-gated"], routing, samples, CONFIG, seed=3
+        )()
+        weighted = [(release.population, 1.0), (small, first), (opposite, second)]
+        likelier.append(history_loss(base, weighted, samples) < alone)
+        expected = [1.0, first, second] if likelier[-1] else [1.0, 0.0, 0.0]
+        assert trained.weights.tolist() == pytest.approx(expected)
+        assert trained.private is not None
+    assert sorted(likelier) == [False, True]
 
 
 def test_private_parts_on_different_maps_train_beside_each_other(
