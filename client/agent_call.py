@@ -51,9 +51,10 @@ def ask_agent(path: Path, message_type: str, content: RecordDict) -> RecordDict:
     Raises
     ------
     ProtocolError
-        If the agent refuses, with the refusal that it names, or if none answers.
+        If the agent refuses, with the refusal that it names, or if it cannot be reached or goes
+        before it has answered.
     FrameError
-        If the answer is none.
+        If what comes back is no frame, or names no known refusal.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE_SECONDS)
@@ -62,12 +63,13 @@ def ask_agent(path: Path, message_type: str, content: RecordDict) -> RecordDict:
             send_frame(connection, {"request": message_type}, content_to_bytes(content))
             reply = receive_frame(connection)
         except (OSError, CutShortError) as error:  # not there, or gone before it has answered
+            away = ProtocolError(REASONS[Refusal.NO_AGENT], Refusal.NO_AGENT)
             told = getattr(error, "strerror", None) or error
-            raise ProtocolError(
+            away.add_note(  # for the device's own log
                 f"Expected a device agent at {path}; {told}. Start it with "
-                f"`{command('device', 'start')}`.",
-                Refusal.NO_AGENT,
-            ) from error
+                f"`{command('device', 'start')}`."
+            )
+            raise away from error
     code = reply.header.get("code")
     if code == 0:
         return content_from_bytes(reply.content)

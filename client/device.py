@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any
 
@@ -277,8 +277,14 @@ class Device:
     def settings_of(self, method: str) -> str:
         """Return a digest of what a method's training for the same release depends on."""
         maps = [linear.name for linear in self.base.maps]
-        private, declared = self.private.model_dump(mode="json"), asdict(METHODS[method])
-        return _digest(self._eyes, maps, private, self.seed, declared)
+        private, declared = self.private.model_dump(mode="json"), METHODS[method]
+        # Neither a reworded summary nor a new field that this method leaves alone is another one.
+        said = {
+            part.name: getattr(declared, part.name)
+            for part in fields(declared)
+            if part.name != "summary" and getattr(declared, part.name) != part.default
+        }
+        return _digest(self._eyes, maps, private, self.seed, said)
 
     def _statistics(self) -> RouterStatistics:
         release = self.release()

@@ -4,15 +4,17 @@ y = W x + B_p A_p x + sum_e g_e B_e A_e x + sum_k f_k B_k A_k x + b a x
 population    routed experts        fused anchors         private
 """
 
-import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from client.answers import gold_losses
+from client.gate import Choice, best_fitting
 from shared.base_model import BaseModel
+from shared.cohort import Member
 from shared.compute import wait_for
 from shared.config import PrivateConfig
 from shared.dynamic_batching import TrainingRequest, train
@@ -79,9 +81,9 @@ class Personalised:
     curve : tuple of (step, loss)
         Learning curve of the private training.
     tokens : int
-        Tokens processed in training.
+        Tokens processed in training, and in the choice of a gated method's parts.
     seconds : float
-        Time spent on training; of a batch, this person's share.
+        Time spent on both; of a batch, this person's share.
     """
 
     shared: tuple[Lora, ...]
@@ -212,8 +214,6 @@ def begin_personalising(
     start, tuned = compose(release, method, routing)
     if not method.trains:
         return lambda: start
-    if method.gated:
-        start = _gated(base, release, start, samples, config.batch_size)
     rank = {"none": 0, "user_lora": config.rank, "stack": config.stack_rank}[method.private]
     rank = rank if method.rank is None else method.rank
     if method.private == "stack":
@@ -222,8 +222,8 @@ def begin_personalising(
     # that were not retrieved with weight zero.
     laid = _parts_of_release(release, method)
     place = [next(i for i, lora in enumerate(laid) if lora is own) for own in start.shared]
-    weights, learned = torch.zeros(len(laid)), torch.zeros(len(laid), dtype=torch.bool)
-    weights[place], learned[place] = start.weights, tuned
+    learned = torch.zeros(len(laid), dtype=torch.bool)
+    learned[place] = tuned
     carrying = tuple(
         m for m in base.maps if not method.maps or m.name.rpartition(".")[2] in method.maps
     )
@@ -234,62 +234,62 @@ def begin_personalising(
             f"Expected some of {', '.join(method.maps)} among the maps that carry LoRAs, for "
             f"{method.name}; got none. Add one to adapt, or leave out the method."
         )
-    trained = train(
-        TrainingRequest(
-            replace(base, maps=carrying),
-            _trainee(method.name, samples, config.holdout, seed),
-            rank,
-            derive_seed(seed, "start"),
-            config,
-            laid,
-            weights if laid else None,
-            learned if learned.any() else None,
-            share,
+    trained: Future[Member] = Future()
+
+    def begin(begun: Personalised) -> None:
+        weights = torch.zeros(len(laid))
+        weights[place] = begun.weights
+        train(
+            TrainingRequest(
+                replace(base, maps=carrying),
+                _trainee(method.name, samples, config.holdout, seed),
+                rank,
+                derive_seed(seed, "start"),
+                config,
+                laid,
+                weights if laid else None,
+                learned if learned.any() else None,
+                share,
+                trained,
+            )
         )
-    )
+
+    chosen: Future[Personalised] = Future()
+
+    def begin_chosen(done: "Future[Choice]") -> None:
+        try:
+            found = done.result()
+            begun = replace(starts[found.index], tokens=found.tokens, seconds=found.seconds)
+            chosen.set_result(begun)
+            begin(begun)
+        except Exception as error:  # it must reach whoever waits
+            trained.set_exception(error)
+
+    if method.gated:
+        # In a federation nothing of the release has seen this history, so parts that do not carry
+        # over to this person show before anything is trained.
+        on = torch.tensor([lora is release.population for lora in start.shared])
+        starts = replace(start, weights=start.weights * on), start
+        stacks = [partial(parts_of, base, [own]) for own in starts]
+        best_fitting(base, stacks, samples, config.batch_size).add_done_callback(begin_chosen)
+    else:
+        chosen.set_result(start)
+        begin(start)
 
     def wait() -> Personalised:
         member = wait_for(trained)
+        begun = chosen.result()
         return replace(
-            start,
-            weights=member.weights.cpu()[place] if member.weights is not None else start.weights,
+            begun,
+            weights=member.weights.cpu()[place] if member.weights is not None else begun.weights,
             private=Slab(carrying, rank, member.row.cpu()[None]).lora(0) if rank else None,
             tuned=int(tuned.sum()),
             curve=tuple(member.curve),
-            tokens=start.tokens + member.tokens,
-            seconds=start.seconds + member.seconds,
+            tokens=begun.tokens + member.tokens,
+            seconds=begun.seconds + member.seconds,
         )
 
     return wait
-
-
-def _gated(
-    base: BaseModel,
-    release: Release,
-    start: Personalised,
-    samples: Sequence[Sample],
-    rows: int,
-) -> Personalised:
-    """Return a start without experts and anchors if the person's history is likelier so.
-
-    In a federation nothing of the release has seen that history, so parts that do not carry over
-    to this person show before anything is trained. The person is read alone, a few samples at a
-    time: who else trains here decides nothing.
-    """
-    began = time.monotonic()
-    kept = torch.tensor([lora is release.population for lora in start.shared])
-    without = replace(start, weights=start.weights * kept)
-    losses = []
-    with base.lock:
-        for stack in (without, start):
-            parts = parts_of(base, [stack])
-            chunks = [samples[i : i + rows] for i in range(0, len(samples), rows)]
-            losses.append(sum(sum(gold_losses(base, parts, [chunk])[0]) for chunk in chunks))
-    return replace(
-        without if losses[0] <= losses[1] else start,
-        tokens=2 * sum(map(len, samples)),
-        seconds=time.monotonic() - began,
-    )
 
 
 def _trainee(name: str, samples: tuple[Sample, ...], holdout: float, seed: int) -> Trainee:

@@ -38,8 +38,8 @@ def _meant(name: str, known: tuple[str, ...]) -> str:
     """Return what a setting that there is not may have been."""
     own = name.rpartition(".")[2]
     sections = [other for other in known if other.endswith(f".{own}")]
-    if sections and name not in sections:
-        return f" (did you mean {' or '.join(sections)}?)"
+    if sections:
+        return f" (did you mean {' or '.join(map(repr, sections))}?)"
     return suggestion(name, known) or " (the .toml file of any run has them all)"
 
 

@@ -41,7 +41,7 @@ class Method:
         Whether experts and anchors count as parts rank by rank, each with a weight of its own:
         tuned, that is a code of a few dozen numbers.
     gated : bool
-        Whether experts and anchors stay off for a person whose own history is likelier without
+        Whether experts and anchors stay off for a person whose own items have a lower loss without
         them.
     """
 
@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "meso-gated",
-            "meso, experts and anchors only where the own history is likelier with them",
+            "meso, experts and anchors only where the own items have a lower loss with them",
             experts="routed",
             anchors="routed",
             private="stack",

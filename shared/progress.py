@@ -47,7 +47,10 @@ SIGN_OF_LIFE = 60.0
 
 
 class Display:
-    """Shows stages on a terminal; on anything else prints a line as each ends, and each minute."""
+    """Shows stages on a terminal; on anything else prints a line as each ends.
+
+    Of a stage that moves on, it prints one meanwhile too, at most each minute.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -122,7 +122,7 @@ REASONS: dict[Refusal, str] = {
     Refusal.BUDGET_SPENT: "the device's privacy budget does not allow this answer",
     Refusal.DEVICE_FAILED: "the device failed; its own log says why",
     Refusal.REPLY_BLOCKED: "the device held back its reply: not what the protocol allows",
-    Refusal.NO_AGENT: "the device's agent does not answer; it runs by `mesofed device start`",
+    Refusal.NO_AGENT: "the device's agent could not be asked or did not answer; its log says why",
 }
 
 

@@ -95,7 +95,7 @@ def _simulate(
         own = command("simulate", "--set", "corpus.source=jsonl", "--set", "corpus.path=FILE")
         say(console, f"Next: open the report, or try your own people: `{own}`")
     else:
-        say(console, f"Next: open the report, and {next_step(read_run(folder), summary)}")
+        say(console, f"Next: {next_step(read_run(folder), summary)}")
 
 
 @report.command()

@@ -207,11 +207,16 @@ def test_an_agent_that_goes_before_it_has_answered_is_none(short_path: Path, rep
     _, error = asked(short_path, reply)
     assert isinstance(error, ProtocolError)
     assert error.refusal == Refusal.NO_AGENT
-    assert "a frame ended early" in str(error)
+    assert "a frame ended early" in "".join(error.__notes__)
 
 
 def test_without_an_agent_the_caller_says_how_to_start_one(short_path: Path) -> None:
     (short_path / "file").write_bytes(b"")
     for name in ("none", "file", "x" * 200):
-        with pytest.raises(MesofedError, match="mesofed device start"):
+        with pytest.raises(ProtocolError) as away:
             ask_agent(short_path / name, ROUTER_STATISTICS, statistics_request(1))
+        assert away.value.refusal == Refusal.NO_AGENT
+        assert str(away.value) == REASONS[Refusal.NO_AGENT]  # the path is in the notes alone
+        (note,) = away.value.__notes__
+        assert f"Expected a device agent at {short_path / name}" in note
+        assert "mesofed device start" in note

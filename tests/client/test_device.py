@@ -26,6 +26,7 @@ from shared.corpus.user import Query, User
 from shared.embedding import embed_user
 from shared.errors import MesofedError
 from shared.lora.algebra import base_weights, merged, scale
+from shared.methods import METHODS
 from shared.protocol import RouterStatistics, statistics_from_record, statistics_to_record
 from shared.release import Release
 from shared.retrieval import Examples, query_prompt
@@ -143,6 +144,17 @@ def test_what_is_computed_in_another_precision_is_not_taken_for_the_same(settled
     kinds = [("fp32", torch.float32), ("bf16", torch.bfloat16)]
     kinds += [(kind, dtype) for kind in ("int8", "nf4") for _, dtype in kinds]
     assert len({settings(*kind) for kind in kinds}) == len(kinds) == 6
+
+
+def test_what_a_method_says_of_itself_is_no_setting(
+    settled: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, before = METHODS["oppu"], settled.settings_of("oppu")
+    monkeypatch.setitem(METHODS, "oppu", replace(method, summary="in other words"))
+    assert settled.settings_of("oppu") == before
+    for changed in (replace(method, rank=3), replace(method, maps=("v_proj",)), METHODS["meso"]):
+        monkeypatch.setitem(METHODS, "oppu", changed)
+        assert settled.settings_of("oppu") != before
 
 
 def test_other_settings_train_anew_and_are_never_taken_for_each_other(

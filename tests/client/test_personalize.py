@@ -18,6 +18,7 @@ from client.personalize import (
     route,
 )
 from shared.base_model import BaseModel
+from shared.compute import _background, compute
 from shared.config import PrivateConfig
 from shared.embedding import EmbeddingSpace
 from shared.errors import MesofedError
@@ -229,7 +230,7 @@ def test_what_makes_the_own_history_less_likely_stays_off(
     small = fuse([random_lora(base, 2, 10)], [0.05])
     opposite = fuse([small], [-1.0])
     release = replace(release, experts=(small, opposite), bank=())
-    samples = tuple(encode(base, f"post: {i}\ntag:", "gear") for i in range(5))
+    samples = tuple(encode(base, f"post: {i}\ntag:", "gear up" * i) for i in range(1, 6))
     alone = history_loss(base, [(release.population, 1.0)], samples)
     likelier = []
     for first, second in ((0.9, 0.1), (0.1, 0.9)):
@@ -245,6 +246,31 @@ def test_what_makes_the_own_history_less_likely_stays_off(
     assert sorted(likelier) == [False, True]
 
 
+def test_a_device_answers_while_it_chooses(release: Release, base: BaseModel) -> None:
+    samples = tuple(encode(base, f"post: {i}\ntag:", "gear") for i in range(60))
+    wait = begin_personalising(
+        base, release, METHODS["meso-gated"], ROUTING, samples, CONFIG, seed=3
+    )
+    left = compute(lambda: len(_background))
+    assert left == 1  # the choice is under way, and this came between its steps
+    assert wait().tokens == 3 * sum(len(sample) for sample in samples)
+
+
+def test_what_goes_wrong_in_a_choice_reaches_who_waits(
+    release: Release, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("client.gate.gold_losses", fail)
+    sample = encode(base, "post: x\ntag:", "gear")
+    wait = begin_personalising(
+        base, release, METHODS["meso-gated"], ROUTING, (sample,), CONFIG, seed=3
+    )
+    with pytest.raises(RuntimeError, match="no such luck"):
+        wait()
+
+
 def test_private_parts_on_different_maps_train_beside_each_other(
     release: Release, base: BaseModel
 ) -> None:
@@ -253,7 +279,7 @@ def test_private_parts_on_different_maps_train_beside_each_other(
     def begin(name: str) -> Callable[[], Personalised]:
         return begin_personalising(base, release, METHODS[name], ROUTING, samples, CONFIG, seed=3)
 
-    names = ("meso-no-prior", "meso", "meso-r1")  # one rank and the same shared parts
+    names = ("meso-no-prior", "meso", "meso-gated", "meso-r1")  # one rank, the same shared parts
     waiting = [begin(name) for name in names]
     together, alone = [wait() for wait in waiting], [begin(name)() for name in names]
     for name, first, second in zip(names, together, alone, strict=True):
@@ -261,6 +287,7 @@ def test_private_parts_on_different_maps_train_beside_each_other(
         assert second.private is not None
         on = {m.rpartition(".")[2] for m in first.private.factors}
         assert on == set(ON.get(name, {m.name.rpartition(".")[2] for m in base.maps}))
+        assert torch.equal(first.weights, second.weights)
         for map_name, factors in first.private:
             assert torch.equal(factors.b, second.private.factors[map_name].b)
 

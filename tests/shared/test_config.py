@@ -74,8 +74,11 @@ def test_later_overrides_win() -> None:
         ("sed=1", r"sed: there is no such setting \(did you mean 'seed'\?\); got 1$"),
         ("bank.anchor=1", r"bank\.anchor: there is no such setting \(did .* 'bank\.anchors'\?\)"),
         ("bnk.anchors=1", r"bnk: there is no such setting \(did you mean 'bank'\?\)$"),
-        ("anchors=3", r"anchors: there is no such .* mean bank\.anchors\?\); got 3$"),
-        ("rank=3", r"mean population\.rank or experts\.rank or bank\.rank or private\.rank\?"),
+        ("anchors=3", r"anchors: there is no such .* mean 'bank\.anchors'\?\); got 3$"),
+        (
+            "rank=3",
+            r"mean 'population\.rank' or 'experts\.rank' or .* or 'private\.rank'\?",
+        ),
         ("nonsense=1", r"nonsense: there is no such setting \(the \.toml file"),
         ("bank.anchors.count=1", r"bank\.anchors"),
         ("seed=many", "seed: expected a whole number, at least 0; got 'many'$"),
