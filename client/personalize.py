@@ -236,49 +236,33 @@ def begin_personalising(
         )
     trained: Future[Member] = Future()
 
-    def begin(begun: Personalised) -> None:
-        weights = torch.zeros(len(laid))
-        weights[place] = begun.weights
-        train(
-            TrainingRequest(
-                replace(base, maps=carrying),
-                _trainee(method.name, samples, config.holdout, seed),
-                rank,
-                derive_seed(seed, "start"),
-                config,
-                laid,
-                weights if laid else None,
-                learned if learned.any() else None,
-                share,
-                trained,
-            )
-        )
-
-    chosen: Future[Personalised] = Future()
-
-    def begin_chosen(done: "Future[Choice]") -> None:
+    def begin(found: Future[Personalised]) -> None:
         try:
-            found = done.result()
-            begun = replace(starts[found.index], tokens=found.tokens, seconds=found.seconds)
-            chosen.set_result(begun)
-            begin(begun)
+            weights = torch.zeros(len(laid))
+            weights[place] = found.result().weights
+            train(
+                TrainingRequest(
+                    replace(base, maps=carrying),
+                    _trainee(method.name, samples, config.holdout, seed),
+                    rank,
+                    derive_seed(seed, "start"),
+                    config,
+                    laid,
+                    weights if laid else None,
+                    learned if learned.any() else None,
+                    share,
+                    trained,
+                )
+            )
         except Exception as error:  # it must reach whoever waits
             trained.set_exception(error)
 
-    if method.gated:
-        # In a federation nothing of the release has seen this history, so parts that do not carry
-        # over to this person show before anything is trained.
-        on = torch.tensor([lora is release.population for lora in start.shared])
-        starts = replace(start, weights=start.weights * on), start
-        stacks = [partial(parts_of, base, [own]) for own in starts]
-        best_fitting(base, stacks, samples, config.batch_size).add_done_callback(begin_chosen)
-    else:
-        chosen.set_result(start)
-        begin(start)
+    beginning = _beginning(base, release, method, start, samples, config.batch_size)
+    beginning.add_done_callback(begin)
 
     def wait() -> Personalised:
         member = wait_for(trained)
-        begun = chosen.result()
+        begun = beginning.result()
         return replace(
             begun,
             weights=member.weights.cpu()[place] if member.weights is not None else begun.weights,
@@ -290,6 +274,39 @@ def begin_personalising(
         )
 
     return wait
+
+
+def _beginning(
+    base: BaseModel,
+    release: Release,
+    method: Method,
+    start: Personalised,
+    samples: Sequence[Sample],
+    rows: int,
+) -> Future[Personalised]:
+    """Return what private training begins from: the start or, gated, the better of two.
+
+    In a federation nothing of the release has seen the history, so experts and anchors that do not
+    carry over to this person show before anything is trained.
+    """
+    beginning: Future[Personalised] = Future()
+    if not method.gated:
+        beginning.set_result(start)
+        return beginning
+    population = torch.tensor([lora is release.population for lora in start.shared])
+    starts = replace(start, weights=start.weights * population), start
+
+    def take(found: Future[Choice]) -> None:
+        try:
+            choice = found.result()
+            chosen = starts[choice.index]
+            beginning.set_result(replace(chosen, tokens=choice.tokens, seconds=choice.seconds))
+        except Exception as error:
+            beginning.set_exception(error)
+
+    stacks = [partial(parts_of, base, [own]) for own in starts]
+    best_fitting(base, stacks, samples, rows).add_done_callback(take)
+    return beginning
 
 
 def _trainee(name: str, samples: tuple[Sample, ...], holdout: float, seed: int) -> Trainee:
