@@ -176,6 +176,7 @@ def ask(
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
+    _require_method(method)
     answer = _personalised(_open_vault(vault, passphrase_file), config).answer(method, prompt)
     if answer.strip():
         typer.echo(answer)
@@ -205,6 +206,7 @@ def export(
 
     quiet_libraries()
     check_target(out, force)
+    _require_method(method)
     opened = _personalised(_open_vault(vault, passphrase_file), config)
     personalised = opened.personalised(method)
     stack = personalised.folded()
@@ -230,13 +232,13 @@ def inspect(
 
     Every file is read. What is damaged is named, with what to do.
     """
+    home = _open_vault(vault, passphrase_file)
+    console = output()
+
     from client.agent_errors import error_journal
     from client.inspection import report
     from client.soundness import damages
     from shared.config import load_config
-
-    home = _open_vault(vault, passphrase_file)
-    console = output()
 
     if errors:
         entries = list(error_journal(home).entries())
@@ -349,6 +351,18 @@ def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
     if not Vault(folder).exists:
         Vault(folder).person()  # says what to do
     return Vault(folder, unlock(folder, passphrase_from(passphrase_file)))
+
+
+def _require_method(name: str) -> None:
+    """Refuse a method that is not declared, before anything is loaded."""
+    from shared.methods import METHODS
+    from shared.suggestion import suggestion
+
+    if name not in METHODS:
+        raise MesofedError(
+            f"Expected --method to be one of {', '.join(METHODS)}; got {name!r}"
+            f"{suggestion(name, METHODS)}."
+        )
 
 
 def _personalised(home: "Vault", config: Path | None) -> "Device":

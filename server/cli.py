@@ -65,7 +65,10 @@ def _examples(entry: "ExamplesEntry") -> str:
 @release.command()
 def export(
     folder: ReleaseFolder,
-    part: Annotated[str, typer.Option(help="population, expert:I or anchor:I, counted from 0.")],
+    part: Annotated[
+        str,
+        typer.Option(help="population, expert:I or anchor:I, from 0: expert:0 is the report's E1."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the PEFT adapter.")],
     alone: Annotated[
         bool, typer.Option("--alone", help="An expert or anchor without the population LoRA.")
@@ -87,10 +90,11 @@ def export(
 
     quiet_libraries()
     check_target(out, force)
+    files = _files(folder)
     found = config or folder.resolve().parent.parent / "config.toml"
     if not found.is_file():
         raise MesofedError(f"Expected the run's config.toml at {found}; name one with --config.")
-    settings, files = load_config(found), _files(folder)
+    settings = load_config(found)
     manifest = verify_files(files)
     parts = [
         "population",

@@ -238,6 +238,8 @@ def run_cli(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]
         ("report", "nowhere"),
         ("device", "ask", "nowhere", "hello"),
         ("device", "export", "nowhere", "--out", "out"),
+        ("device", "inspect", "nowhere"),
+        ("device", "ask", "nowhere", "hello", "--method", "mezo"),
         ("release", "show", "nowhere"),
         ("release", "export", "nowhere", "--part", "population", "--out", "out"),
     ],
