@@ -14,7 +14,14 @@ from shared.metrics import PRIMARY, score_pooled, score_user
 from shared.tasks import TASKS
 from simulations.comparison.cell import Cell, Person
 from simulations.report.run import Answer
-from simulations.report.statistics import Estimate, Gain, bootstrap_mean, holm, paired_gain
+from simulations.report.statistics import (
+    Estimate,
+    Gain,
+    best_of,
+    bootstrap_mean,
+    holm,
+    paired_gain,
+)
 
 REFERENCE = "population"
 NO_RIVALS = ("base", REFERENCE)
@@ -126,11 +133,7 @@ class Results:
 
     def best(self, block: Block) -> float | None:
         """Return the best primary mean of a block; None where all methods have the same."""
-        rows = self.of(block)
-        means = {row.estimate.mean for row in rows}
-        if not means or (len(means) == 1 and len(rows) > 1):
-            return None
-        return max(means) if block.higher_is_better else min(means)
+        return best_of([row.estimate.mean for row in self.of(block)], block.higher_is_better)
 
 
 def is_ours(method: str) -> bool:

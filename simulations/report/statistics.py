@@ -69,6 +69,13 @@ class Gain:
         return self.adjusted_p < SIGNIFICANCE
 
 
+def best_of(means: Sequence[float], higher_is_better: bool) -> float | None:
+    """Return the best of several methods' means; None where there is none or all are the same."""
+    if not means or (len(means) > 1 and len(set(means)) == 1):
+        return None
+    return max(means) if higher_is_better else min(means)
+
+
 def bootstrap_mean(values: npt.ArrayLike, seed: int = 0) -> Estimate:
     """Estimate the mean of one value per user.
 

@@ -19,7 +19,14 @@ from shared.metrics import PRIMARY, score_pooled, score_user
 from shared.tasks import TASKS, Task
 from simulations.report.read import read_run
 from simulations.report.run import Answer, Run
-from simulations.report.statistics import Estimate, Gain, bootstrap_mean, holm, paired_gain
+from simulations.report.statistics import (
+    Estimate,
+    Gain,
+    best_of,
+    bootstrap_mean,
+    holm,
+    paired_gain,
+)
 
 REFERENCE = "population"
 SHARED_ONLY = ("base", REFERENCE)
@@ -112,10 +119,7 @@ class Summary:
     def best(self, task: str) -> float | None:
         """Return the best primary mean on a task; None where all methods have the same."""
         rows = [row for row in self.rows if row.task == task]
-        means = {row.estimate.mean for row in rows}
-        if not means or (len(means) == 1 and len(rows) > 1):
-            return None
-        return max(means) if rows[0].higher_is_better else min(means)
+        return best_of([row.estimate.mean for row in rows], all(r.higher_is_better for r in rows))
 
 
 def task_of(name: str) -> Task:
