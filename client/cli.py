@@ -173,10 +173,11 @@ def ask(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Continue a prompt with the personalised model."""
+    from shared.methods import method_named
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
-    _require_method(method)
+    method_named(method)  # before anything is loaded
     answer = _personalised(_open_vault(vault, passphrase_file), config).answer(method, prompt)
     if answer.strip():
         typer.echo(answer)
@@ -201,12 +202,15 @@ def export(
 
     It holds what the device has learned about the person: keep it at home.
     """
-    from shared.lora.export import check_target, export_adapter
+    from shared.methods import method_named
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
+    method_named(method)  # before anything is loaded
+
+    from shared.lora.export import check_target, export_adapter
+
     check_target(out, force)
-    _require_method(method)
     opened = _personalised(_open_vault(vault, passphrase_file), config)
     personalised = opened.personalised(method)
     stack = personalised.folded()
@@ -351,18 +355,6 @@ def _open_vault(folder: Path, passphrase_file: Path | None) -> "Vault":
     if not Vault(folder).exists:
         Vault(folder).person()  # says what to do
     return Vault(folder, unlock(folder, passphrase_from(passphrase_file)))
-
-
-def _require_method(name: str) -> None:
-    """Refuse a method that is not declared, before anything is loaded."""
-    from shared.methods import METHODS
-    from shared.suggestion import suggestion
-
-    if name not in METHODS:
-        raise MesofedError(
-            f"Expected --method to be one of {', '.join(METHODS)}; got {name!r}"
-            f"{suggestion(name, METHODS)}."
-        )
 
 
 def _personalised(home: "Vault", config: Path | None) -> "Device":

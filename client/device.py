@@ -20,7 +20,7 @@ from shared.config import PrivacyConfig, PrivateConfig
 from shared.embedding import embed_user
 from shared.errors import MesofedError
 from shared.lora.lora import LinearMap, Lora
-from shared.methods import METHODS
+from shared.methods import METHODS, method_named
 from shared.noise import Randomness, system_randomness
 from shared.program import command
 from shared.protocol import RouterStatistics, as_sent
@@ -143,11 +143,10 @@ class Device:
             If the method is not declared or has not been trained on this device, or what it has
             trained is damaged.
         """
-        if method not in METHODS:
-            raise MesofedError(f"Expected one of {', '.join(METHODS)}; got method {method!r}.")
+        declared = method_named(method)
         release = release or self.release()
-        start, tuned = compose(release, METHODS[method], self._routing(release))
-        if not METHODS[method].trains:
+        start, tuned = compose(release, declared, self._routing(release))
+        if not declared.trains:
             return start
         found = self._trained(release.version, method)
         if found is None:

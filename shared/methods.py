@@ -6,6 +6,9 @@ A method is a value, not a class: server, device and report all read the same de
 from dataclasses import dataclass
 from typing import Literal
 
+from shared.errors import MesofedError
+from shared.suggestion import suggestion
+
 Weights = Literal["off", "routed", "tuned", "tuned-all"]
 Private = Literal["none", "user_lora", "stack"]
 
@@ -160,3 +163,18 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+def method_named(name: str) -> Method:
+    """Return a declared method.
+
+    Raises
+    ------
+    MesofedError
+        If there is none of that name.
+    """
+    if name not in METHODS:
+        raise MesofedError(
+            f"Expected one of {', '.join(METHODS)}; got method {name!r}{suggestion(name, METHODS)}."
+        )
+    return METHODS[name]

@@ -153,7 +153,7 @@ def test_the_base_model_alone_has_nothing_to_export(
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("oppo", "got 'oppo' (did you mean 'oppu'?)"),
+        ("oppo", "got method 'oppo' (did you mean 'oppu'?)"),
         ("mta-exact", "Expected mta-exact to be trained for release 2"),
     ],
 )
