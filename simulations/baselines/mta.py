@@ -25,7 +25,7 @@ from shared.lora.slab import Slab
 from shared.progress import stage
 from shared.seeding import derive_seed
 from shared.training import Trainee
-from simulations.comparison.contender import Answered, Contender, evaluated
+from simulations.comparison.contender import TRAINING, Answered, Contender, evaluated
 from simulations.comparison.scene import Scene
 from simulations.comparison.traffic import Traffic, lora_bytes
 
@@ -87,9 +87,10 @@ def stacked_over(scene: Scene, merged: Sequence[Lora], rank: int) -> list[Person
         seed = scene.private_seed(user)
         trainee = Trainee(user.user_id, history, seed)
         start = derive_seed(seed, "start")
-        waiting.append(
-            train(TrainingRequest(scene.base, trainee, rank, start, config, (lora,), torch.ones(1)))
+        request = TrainingRequest(
+            scene.base, trainee, rank, start, config, (lora,), torch.ones(1), share=TRAINING
         )
+        waiting.append(train(request))
     members = [wait_for(trained) for trained in waiting]
     return [
         Personalised(

@@ -103,7 +103,7 @@ def _answer(folder: Path, scene: Scene, contender: Contender) -> None:
         return
     if not contender.differs(scene):
         return
-    with stage(f"{contender.name}, {scene.setting}", 1, "cell"):
+    with stage(f"{contender.name}, {scene.setting}", len(scene.people), "people"):
         write_cell(path, scene, contender, contender.answer(scene))
 
 

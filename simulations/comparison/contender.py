@@ -7,6 +7,7 @@ from typing import Any
 from client.evaluation import evaluate_stacks
 from client.personalize import Personalised, begin_personalising, parts_of
 from shared.methods import METHODS, Method
+from shared.progress import under_way
 from shared.release import Release
 from shared.retrieval import Examples, query_prompt, roomier
 from shared.samples import encode_prompt, task_room
@@ -18,6 +19,9 @@ from simulations.comparison.traffic import Traffic, parts_traffic
 
 # People evaluated in one batch: it bounds the memory of the vocabulary head.
 PEOPLE_AT_ONCE = 8
+
+# How much of a person's work private training is, and answering the rest, for the progress display.
+TRAINING = 0.5
 
 Outcome = dict[str, Any]
 BOTH: tuple[Setting, ...] = ("federated", "centralized")
@@ -80,7 +84,9 @@ def evaluated(scene: Scene, stacks: Sequence[Personalised]) -> Answered:
     outcomes: list[Outcome] = []
     for start in range(0, len(stacks), PEOPLE_AT_ONCE):
         at_once = slice(start, start + PEOPLE_AT_ONCE)
-        outcomes += evaluate_stacks(scene.base, scene.people[at_once], stacks[at_once])
+        found = evaluate_stacks(scene.base, scene.people[at_once], stacks[at_once])
+        outcomes += found
+        under_way((1 - TRAINING) * len(found))
     added = added_milliseconds(scene.base, parts_of(scene.base, stacks[:1]))
     return Answered(outcomes, added, _more_tokens(scene, stacks[0].examples))
 
@@ -109,6 +115,7 @@ def personalised(scene: Scene, method: Method, release: Release) -> list[Persona
             samples,
             scene.config.private,
             scene.private_seed(user),
+            TRAINING,
         )
         for user, routing, samples in zip(
             scene.people, scene.routings, scene.histories, strict=True

@@ -161,9 +161,13 @@ def _round(data: Mapping[str, Any], release: int) -> RoundStatistics:
     )
 
 
+UNKNOWN = CorpusRecord("unknown", 0, (), (), ())
+
+
 def _corpus(data: Mapping[str, Any]) -> CorpusRecord:
     return CorpusRecord(
         origin=str(data["origin"]),
+        users=int(data["users"]),
         server_users=tuple(map(str, data["server_users"])),
         device_users=tuple(map(str, data["device_users"])),
         skipped=tuple(Skip(str(s["where"]), str(s["reason"])) for s in data.get("skipped") or ()),
@@ -228,7 +232,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         record=record,
         config_text=config_text,
-        corpus=_load(corpus, _corpus) if corpus.is_file() else CorpusRecord("unknown", (), (), ()),
+        corpus=_load(corpus, _corpus) if corpus.is_file() else UNKNOWN,
         training=tuple(training),
         rounds=tuple(rounds),
         devices=_read_devices(folder / "results"),

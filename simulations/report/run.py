@@ -130,9 +130,10 @@ class Skip:
 
 @dataclass(frozen=True)
 class CorpusRecord:
-    """Who took part: the corpus's origin, both sides' users and what was skipped."""
+    """Who took part: the corpus's origin, its people, both sides' users and what was skipped."""
 
     origin: str
+    users: int
     server_users: tuple[str, ...]
     device_users: tuple[str, ...]
     skipped: tuple[Skip, ...]

@@ -260,10 +260,17 @@ def next_step(run: Run, summary: Summary) -> str:
     if any(row.gain is None for row in rows):
         return f"add {REFERENCE} to the methods: every gain is measured against it."
     if not all(row.gain is not None and row.gain.clear for row in rows):
+        more = "more device users, `--set corpus.device_users=N`, " if _more_people(run) else ""
         return (
-            "settle the open differences with more device users, `--set corpus.device_users=N`, "
+            f"settle the open differences with {more}"
             "more queries each, `--set corpus.max_queries=N`, or another seed, `--set seed=N`."
         )
     seed = run.record.get("seed")
     other = seed + 1 if isinstance(seed, int) else 1
     return f"see whether the result holds with another seed: `--set seed={other}`."
+
+
+def _more_people(run: Run) -> bool:
+    """Whether the corpus has people who took no part; the built-in one makes as many as wanted."""
+    took_part = len(run.corpus.server_users) + len(run.corpus.device_users)
+    return not run.record.get("paths", {}).get("corpus") or run.corpus.users > took_part

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: one line and 130, even where an exception would be swallowed."""
+"""Ctrl-C or SIGTERM at any moment: one line and 130, even where exceptions are swallowed."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.interrupt import stopping_at_once, stopping_in_order
+from shared.interrupt import SIGNALS, stopping_at_once, stopping_in_order
 
 IMPORTING = """
 import sys
@@ -33,7 +33,8 @@ for _ in range(100):
 """
 
 
-def test_while_importing_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+def test_while_importing_a_signal_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "swallows.py").write_text(SWALLOWS, encoding="utf-8")
     script = IMPORTING.format(folder=str(tmp_path))
     with subprocess.Popen(
@@ -42,17 +43,20 @@ def test_while_importing_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         while not (tmp_path / "ready").exists():
             assert process.poll() is None
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert (out, err.strip()) == ("", "Stopped.")
 
 
-def test_in_order_ctrl_c_is_an_exception_and_the_former_way_comes_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_in_order_a_signal_is_an_exception_and_the_former_way_comes_back(
+    number: signal.Signals,
+) -> None:
+    before = signal.getsignal(number)
     with stopping_at_once():
-        at_once = signal.getsignal(signal.SIGINT)
+        at_once = signal.getsignal(number)
         with pytest.raises(KeyboardInterrupt), stopping_in_order():
-            signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is at_once
-    assert signal.getsignal(signal.SIGINT) is before
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is at_once
+    assert signal.getsignal(number) is before

@@ -1,6 +1,8 @@
 """The command as a whole: cells, what they share, and going on after a kill."""
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from shared.progress import shown
 from shared.tasks import TASKS
 from simulations.comparison.catalogue import CONTENDERS
 from simulations.comparison.cell import read_cells
@@ -90,6 +94,26 @@ def test_a_lost_cell_is_made_again_and_comes_out_the_same(comparison: Any, tmp_p
 
 
 @pytest.mark.slow
+def test_a_cell_says_how_far_it_is(
+    comparison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(comparison.folder, folder)
+    for setting in ("federated", "centralized"):
+        (folder / "cells" / "all" / setting / "5" / "meso.json").unlink()
+    monkeypatch.setattr("shared.progress.SIGN_OF_LIFE", 0.0)
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    with shown(console):
+        run(comparison.config, folder)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if "meso, federated" in line]
+    shares = [int(share) for share in re.findall(r"(\d+)% done", "\n".join(lines))]
+    assert shares == sorted(shares)
+    assert len(shares) > 2
+    assert shares[-1] == 100
+    assert 50 in shares  # everybody has trained, and nobody has been asked yet
+
+
 def test_killed_at_any_point_it_goes_on_to_the_same_cells(comparison: Any, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     program = [sys.executable, "-c", "from shared.cli import main; main()", "compare"]

@@ -89,6 +89,23 @@ def test_missing_methods_are_said(fake_run: Writer, methods: tuple[str, ...], sa
     assert "method" in next_step(read_run(folder), summarise(folder))
 
 
+@pytest.mark.parametrize(("left", "more"), [(0, False), (1, True)])
+def test_more_device_users_are_proposed_where_there_are_more(
+    fake_run: Writer, left: int, more: bool
+) -> None:
+    folder = fake_run(methods=("population", "meso"), skill={"population": 0.5, "meso": 0.5})
+    assert "corpus.device_users" in next_step(read_run(folder), summarise(folder))  # synthetic
+    record = json.loads((folder / "run.json").read_text())
+    record["paths"]["corpus"] = "people.jsonl"
+    (folder / "run.json").write_text(json.dumps(record))
+    corpus = json.loads((folder / "corpus.json").read_text())
+    corpus["users"] += left
+    (folder / "corpus.json").write_text(json.dumps(corpus))
+    step = next_step(read_run(folder), summarise(folder))
+    assert "corpus.max_queries" in step
+    assert ("corpus.device_users" in step) == more
+
+
 def test_traffic_in_words(fake_run: Writer) -> None:
     words = traffic_sentence(read_run(fake_run()))
     assert words.startswith("Each device sent 132 bytes and received 2.4 MB;")
