@@ -117,9 +117,9 @@ def start(
 ) -> None:
     """Run the device agent: it owns the vault and the model, and answers the SuperNode.
 
-    The SuperNode's processes ask it over a Unix socket. They can bring a release and ask for its
-    router statistics: at once or, in privacy mode central, by the four messages of a secure sum.
-    There is no way to ask for anything else.
+    The SuperNode's processes ask it over a Unix socket. They can bring a release
+    and ask for its router statistics: at once or, in privacy mode central, by
+    the four messages of a secure sum. There is no way to ask for anything else.
     """
     from shared.config import load_config
     from shared.quiet import quiet_libraries

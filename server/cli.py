@@ -80,8 +80,9 @@ def export(
 ) -> None:
     """Write one part of a release as a PEFT adapter.
 
-    Experts and anchors were trained over the population LoRA, so it is folded in, exactly, and the
-    adapter is for the plain base model. With --alone it is left out.
+    Experts and anchors were trained over the population LoRA, so it is folded
+    in, exactly, and the adapter is for the plain base model. With --alone it is
+    left out.
     """
     from shared.config import load_config
     from shared.lora.export import check_target, export_adapter

@@ -90,8 +90,7 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
     if (folder / MANIFEST).exists():
         return folder
     base = load_base(config.base, config.adapt)
-    training = run_dir / "training" / f"r{version}"
-    seed = derive_seed(config.seed, "release", version)
+    training, seed = _training(run_dir, version), _seed(config, version)
     with base.lock:
         before = (
             unpack_release(read_release_files(release_folder(run_dir, version - 1)), base)
@@ -100,12 +99,11 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
         )
         embeddings = _embeddings(base, training, users)
         space = before.space if before else EmbeddingSpace.fit(embeddings, DIMENSIONS)
-        retrieval = config.retrieval
-        examples = Examples(retrieval.items, retrieval.item_tokens, retrieval.tasks)
+        examples = _examples(config)
         corpus = _corpus(base, run_dir, users, space.place(embeddings), examples, before, seed)
         # First, for without anybody to be an anchor nothing needs to be trained.
         anchors = _anchors(config, seed, corpus)
-        population = _population(base, training, config, seed, corpus, before)
+        population = _population(base, training, config, seed, corpus.curated, before)
         experts, router = _experts(base, training, config, seed, corpus, population, before)
         bank = _bank(base, training, config, seed, corpus, population, anchors)
     release = Release(
@@ -126,6 +124,31 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
     unpack_release(files, base)  # what devices would refuse, as values out of bounds, ends here
     write_release_files(folder, files)
     return folder
+
+
+def train_foundation(config: RunConfig, run_dir: Path, users: Sequence[User]) -> Lora:
+    """Train the population LoRA of the first release on the server's users and return it.
+
+    It is for whoever needs nothing else of a release. A release that is trained afterwards finds
+    this stage finished.
+    """
+    base = load_base(config.base, config.adapt)
+    with base.lock:
+        samples = [given_samples(base, user, _examples(config)) for user in users]
+        return _population(base, _training(run_dir, 1), config, _seed(config, 1), samples, None)
+
+
+def _training(run_dir: Path, version: int) -> Path:
+    return run_dir / "training" / f"r{version}"
+
+
+def _seed(config: RunConfig, version: int) -> int:
+    return derive_seed(config.seed, "release", version)
+
+
+def _examples(config: RunConfig) -> Examples:
+    retrieval = config.retrieval
+    return Examples(retrieval.items, retrieval.item_tokens, retrieval.tasks)
 
 
 def _finished(folder: Path, name: str, train: Callable[[], tuple[Tensors, Log]]) -> Tensors:
@@ -179,11 +202,11 @@ def _population(
     folder: Path,
     config: RunConfig,
     seed: int,
-    corpus: _Corpus,
+    curated: Sequence[Sequence[Sample]],
     before: Release | None,
 ) -> Lora:
     def train() -> tuple[Tensors, Log]:
-        pooled = [sample for own in corpus.curated for sample in own]
+        pooled = [sample for own in curated for sample in own]
         with stage("population LoRA", _tokens([pooled]) * config.population.epochs, "tokens"):
             trained = train_population(
                 base, pooled, config.population, seed, before.population if before else None

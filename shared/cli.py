@@ -78,11 +78,11 @@ root = typer.Typer(
 def _root() -> None:
     """Federated, on-device personalization of language models.
 
-    A server trains what people share; each device personalises on its own history and sends
-    back router statistics, nothing else.
+    A server trains what people share; each device personalises on its own
+    history and sends back router statistics, nothing else.
 
-    Exit codes: 0 done, 1 something to mend (the text says what), 2 wrong usage, 130 stopped by
-    Ctrl-C (a run can be resumed).
+    Exit codes: 0 done, 1 something to mend (the text says what), 2 wrong
+    usage, 130 stopped by Ctrl-C or SIGTERM (a run can be resumed).
     """
 
 

@@ -66,6 +66,11 @@ class Method:
         return any(weights.startswith("tuned") for weights in (self.experts, self.anchors))
 
     @property
+    def routed(self) -> bool:
+        """Whether it uses experts or anchors of a release, and so needs to know where one is."""
+        return (self.experts, self.anchors) != ("off", "off")
+
+    @property
     def trains(self) -> bool:
         """Whether the device has anything to train."""
         return self.private != "none" or self.tunes

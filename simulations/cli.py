@@ -43,8 +43,9 @@ def _simulate(
 
     Some settings (all are in the config.toml of any run):
 
-      seed=7  engine=local|ray  methods='["population","meso"]'  base.name=tiny|smollm2|<hub id>
-      base.format=auto|fp32|bf16|int8|nf4  corpus.server_users=32  corpus.device_users=16
+      seed=7  engine=local|ray  methods='["population","meso"]'
+      base.name=tiny|smollm2|<hub id>  base.format=auto|fp32|bf16|int8|nf4
+      corpus.server_users=32  corpus.device_users=16
     """
     from shared.quiet import quiet_libraries
 

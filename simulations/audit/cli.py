@@ -42,13 +42,16 @@ def _audit(
 ) -> None:
     """Measure what leaves devices and what can be inferred from it.
 
-    Runs small federations with canaries in every vault and searches every byte that leaves, beside
-    two that leak on purpose; attacks the statistics, the release and, for contrast, uploaded
-    LoRAs; trains the bank with and without differential privacy. Exit code 1 if it fails.
+    Runs small federations with canaries in every vault and searches every byte
+    that leaves, beside two that leak on purpose; attacks the statistics, the
+    release and, for contrast, uploaded LoRAs; trains the bank with and without
+    differential privacy. Exit code 1 if it fails.
 
-      mesofed audit --set base.name=tiny --set base.format=fp32     (small; it knows nothing)
+    Small, with a model that knows nothing; then with the settings of a run:
 
-      mesofed audit RUN/config.toml --set bank.dp_epsilon=8         (the settings of a run)
+      mesofed audit --set base.name=tiny --set base.format=fp32
+
+      mesofed audit RUN/config.toml --set bank.dp_epsilon=8
     """
     from shared.quiet import quiet_libraries
 

@@ -115,7 +115,7 @@ def _fedavg(scene: Scene) -> tuple[Lora, float]:
     maps = scene.base.maps
 
     def make() -> dict[str, Tensor]:
-        found, started = scene.release.population, time.monotonic()
+        found, started = scene.foundation.population, time.monotonic()
         config = scene.config.averaging
         for done in averaging_rounds(scene.base, partial(_clients, scene), found, config):
             found = done.average
@@ -133,7 +133,7 @@ def _flora(scene: Scene) -> tuple[Lora, float]:
     maps, config = scene.base.maps, scene.config.averaging
 
     def make() -> dict[str, Tensor]:
-        found, started = scene.release.population, time.monotonic()
+        found, started = scene.foundation.population, time.monotonic()
         for round_ in range(config.rounds):
             clients = _clients(scene, round_)
             seeds = [derive_seed(client.seed, "start") for client in clients]
@@ -173,12 +173,12 @@ def _answer_global(scene: Scene, trained: tuple[Lora, float]) -> Answered:
 
 def _answer_local(scene: Scene) -> Answered:
     found, seconds = _fedavg(scene)
-    own = personalised(scene, METHODS["oppu"], replace(scene.release, population=found))
+    own = personalised(scene, METHODS["oppu"], replace(scene.foundation, population=found))
     return evaluated(scene, _spent(scene, own, seconds))
 
 
 def _fedavg_traffic(scene: Scene) -> Traffic:
-    size = lora_bytes(scene.release.population)
+    size = lora_bytes(scene.foundation.population)
     rounds = scene.config.averaging.rounds
     return Traffic(size * (rounds + 1), size * rounds)
 
@@ -186,7 +186,7 @@ def _fedavg_traffic(scene: Scene) -> Traffic:
 def _flora_traffic(scene: Scene) -> Traffic:
     config, maps = scene.config.averaging, scene.base.maps
     one = 4 * Slab.parameters(maps, config.rank)
-    down = lora_bytes(scene.release.population) + config.rounds * len(scene.people) * one
+    down = lora_bytes(scene.foundation.population) + config.rounds * len(scene.people) * one
     return Traffic(down, config.rounds * one)
 
 

@@ -64,7 +64,7 @@ class Stages:
 
     def embeddings(self, slice_name: str, groups: Groups) -> Embeddings:
         """Return content embeddings of the users of a slice."""
-        population = self.scene.release.population
+        population = self.scene.foundation.population
         return self.scene.finished(
             f"proper-embeddings-{slice_name}",
             lambda: content_embeddings(self.base, population, groups),
@@ -87,7 +87,7 @@ class Stages:
             with stage(f"{self.name}: gated experts", total, "tokens"):
                 trained = train_groups(
                     self.base,
-                    scene.release.population,
+                    scene.foundation.population,
                     scene.server_samples,
                     known,
                     config,
@@ -116,7 +116,7 @@ class Stages:
             total = config.user_epochs * _tokens(scene.server_samples)
             with stage(f"{self.name}: server users' LoRAs", total, "tokens"):
                 slab, _ = train_user_loras(
-                    self.base, scene.release.population, groups, own, trainees, config
+                    self.base, scene.foundation.population, groups, own, trainees, config
                 )
             return {"rows": slab.rows}
 
@@ -133,7 +133,7 @@ class Stages:
             with stage(f"{self.name}: LoRA-aware router", total, "tokens"):
                 return train_lora_router(
                     self.base,
-                    scene.release.population,
+                    scene.foundation.population,
                     groups,
                     users,
                     scene.server_samples,
@@ -179,11 +179,11 @@ def _answer(scene: Scene, name: str) -> Answered:
             own = {key: table[user : user + 1] for key, table in embeddings.items()}
             started = time.monotonic()
             slab, curves = train_user_loras(
-                base, scene.release.population, groups, own, [trainee], config
+                base, scene.foundation.population, groups, own, [trainee], config
             )
             lora = slab.lora(0)
             stack = Personalised(
-                (scene.release.population,),
+                (scene.foundation.population,),
                 torch.ones(1),
                 curve=tuple(curves[0]),
                 tokens=config.user_epochs * _tokens([trainee.samples]),
@@ -204,7 +204,7 @@ def _traffic(scene: Scene) -> Traffic:
     experts = config.count * Slab.parameters(maps, config.rank)
     routers = config.count * sum(2 * m.in_features + m.out_features for m in maps)
     centre = sum(m.in_features for m in maps)
-    down = lora_bytes(scene.release.population) + BYTES * (experts + routers + centre)
+    down = lora_bytes(scene.foundation.population) + BYTES * (experts + routers + centre)
     return Traffic(down, 0)
 
 

@@ -21,7 +21,7 @@ from simulations.comparison.traffic import Traffic, lora_bytes
 def _untuned(count: int) -> Contender:
     def answer(scene: Scene) -> Answered:
         own = scene.retrieving(count)
-        stacks = personalised(scene, METHODS["population"], scene.release)
+        stacks = personalised(scene, METHODS["population"], scene.foundation)
         return evaluated(own, [replace(stack, examples=own.examples) for stack in stacks])
 
     items = f"{count} own item{'s' if count > 1 else ''} in the prompt (BM25)"
@@ -29,7 +29,7 @@ def _untuned(count: int) -> Contender:
         f"rag-{count}",
         f"population, {items}",
         answer,
-        traffic=lambda scene: Traffic(lora_bytes(scene.release.population), 0),
+        traffic=lambda scene: Traffic(lora_bytes(scene.foundation.population), 0),
     )
 
 

@@ -33,9 +33,10 @@ def _bench(
 ) -> None:
     """Measure Mesofed against PEFT and Flower on this machine.
 
-    Every peer runs in turn with ours, from the same weights and on the same samples, after both
-    were found to compute the same. Takes about seven minutes on two idle cores and needs no
-    network; a single row takes about one:
+    Every peer runs in turn with ours, from the same weights and on the same
+    samples, after both were found to compute the same. Takes about seven
+    minutes on two idle cores and needs no network; a single row takes about
+    one:
 
       mesofed bench --only train-qv
     """

@@ -34,14 +34,16 @@ def _compare(
 ) -> None:
     """Compare methods x settings x slices x seeds over one corpus, and write one report.
 
-    Every finished cell is a file, so a comparison that was stopped goes on where it was:
+    Every finished cell is a file, so a comparison that was stopped goes on
+    where it was. Your own people, one a line (see `mesofed data check`):
 
       mesofed compare --set corpus.source=jsonl --set corpus.path=people.jsonl.gz
 
     Some settings (all are in the comparison.toml of any comparison):
 
-      methods='["population","oppu","meso"]'  settings='["federated"]'  seeds='[7,8,9]'
-      slices='["all","sparse-3","shifted"]'   people=validation   base.name=tiny
+      methods='["population","oppu","meso"]'  settings='["federated"]'
+      seeds='[7,8,9]'  slices='["all","sparse-3","shifted"]'
+      people=validation  base.name=tiny
     """
     from shared.quiet import quiet_libraries
 

@@ -87,10 +87,11 @@ def run(config: ComparisonConfig, folder: Path) -> None:
 def _run(config: ComparisonConfig, folder: Path) -> None:
     base = load_base(config.base, config.adapt)
     scenes = scenes_of(config, folder, base)
+    routed = any(CONTENDERS[name].routed for name in config.methods)
     with stage("cells", len(scenes) * len(config.methods), "cells") as progress:
         for opened in scenes:
             scene = opened()
-            write_record(folder, scene)
+            write_record(folder, scene, routed)
             for name in config.methods:
                 _answer(folder, scene, CONTENDERS[name])
                 progress.advance(1)

@@ -64,6 +64,8 @@ class Contender:
         Where the method makes sense.
     kinds : tuple of str
         Kinds of task that it can answer.
+    routed : bool
+        Whether the people are routed through a release's experts or anchors.
     differs : callable
         Whether it is in a scene anything but another contender under another name.
     """
@@ -76,6 +78,7 @@ class Contender:
     traffic: Callable[[Scene], Traffic] = field(default=lambda scene: Traffic(0, 0))
     settings: tuple[Setting, ...] = BOTH
     kinds: tuple[Kind, ...] = ("classification", "rating", "generation")
+    routed: bool = False
     differs: Callable[[Scene], bool] = field(default=lambda scene: True)
 
 
@@ -118,7 +121,7 @@ def personalised(scene: Scene, method: Method, release: Release) -> list[Persona
             TRAINING,
         )
         for user, routing, samples in zip(
-            scene.people, scene.routings, scene.histories, strict=True
+            scene.people, scene.routings_for(method), scene.histories, strict=True
         )
     ]
     return [wait() for wait in waiting]
@@ -140,11 +143,13 @@ def of_devices(
         Tasks whose questions have the items.
     """
     method = METHODS[name]
-    routed = (method.experts, method.anchors) != ("off", "off")
+
+    def needed(scene: Scene) -> Release:
+        return scene.release if method.routed else scene.foundation
 
     def answer(scene: Scene) -> Answered:
         own = scene.retrieving(retrieved, tasks)
-        return evaluated(own, personalised(own, method, own.release))
+        return evaluated(own, personalised(own, method, needed(own)))
 
     items = f", {retrieved} own item{'s' if retrieved > 1 else ''} in the prompt"
     if tasks != ALL_TASKS:
@@ -153,8 +158,9 @@ def of_devices(
         called or name,
         method.summary + (items if retrieved else ""),
         answer,
-        "router statistics" if routed else "nothing",
+        "router statistics" if method.routed else "nothing",
         "the history" if method.population else "nothing",
-        lambda scene: parts_traffic(scene.retrieving(retrieved, tasks).release, method),
+        lambda scene: parts_traffic(needed(scene.retrieving(retrieved, tasks)), method),
+        routed=method.routed,
         differs=lambda scene: not retrieved or scene.retrieving(retrieved, tasks) is not scene,
     )

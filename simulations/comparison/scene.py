@@ -16,20 +16,24 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from client.personalize import Routing, route
-from server.training import train_release
+from server.training import train_foundation, train_release
 from shared.atomic_file import write_bytes
 from shared.base_model import BaseModel
 from shared.corpus.user import User
-from shared.embedding import embed_user
+from shared.embedding import EmbeddingSpace, embed_user
+from shared.methods import Method
 from shared.progress import stage
 from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
 from shared.retrieval import NO_EXAMPLES, Examples, given_samples, history_with_examples
+from shared.routing import Retrieval, Router
 from shared.samples import Sample
 from shared.seeding import derive_seed
 from shared.tasks import ALL_TASKS
 from simulations.comparison.config import ComparisonConfig, Setting
 from simulations.comparison.people import divide, held_by_server
+
+NOWHERE = Routing(torch.zeros(0), Retrieval((), (), ()))
 
 DIVISIONS = {"shifted": "shifted"}
 """Slices that divide the people in a way of their own; the others share one division."""
@@ -37,7 +41,7 @@ DIVISIONS = {"shifted": "shifted"}
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Where methods are compared.
+    """Where methods are compared; what is made for them is made when it is first asked for.
 
     Attributes
     ----------
@@ -75,6 +79,29 @@ class Scene:
         return unpack_release(read_release_files(folder), self.base)
 
     @cached_property
+    def foundation(self) -> Release:
+        """The population LoRA alone, without experts, router, bank and embedding space.
+
+        What needs nothing else is spared the rest of a release, which holds the same LoRA.
+        """
+        config = self.config.run_config(self.seed, self.examples)
+        nothing = torch.zeros(0, 0)
+        return Release(
+            version=1,
+            base_name=self.base.name,
+            base_fingerprint=self.base.fingerprint,
+            population=train_foundation(config, self.folder, self.server),
+            experts=(),
+            router=Router(nothing, nothing.flatten()),
+            bank=(),
+            anchors=nothing,
+            space=EmbeddingSpace(nothing.flatten(), nothing),
+            top_k=0,
+            temperature=config.bank.temperature,
+            examples=self.examples,
+        )
+
+    @cached_property
     def embeddings(self) -> Tensor:
         """Embeddings of the people who are asked, (people, width)."""
 
@@ -92,6 +119,10 @@ class Scene:
     def routings(self) -> tuple[Routing, ...]:
         """Where each of the people stands in the release."""
         return tuple(route(self.release, embedding) for embedding in self.embeddings)
+
+    def routings_for(self, method: Method) -> tuple[Routing, ...]:
+        """Return where each of the people stands, as far as a method needs to know."""
+        return self.routings if method.routed else (NOWHERE,) * len(self.people)
 
     @cached_property
     def histories(self) -> tuple[tuple[Sample, ...], ...]:

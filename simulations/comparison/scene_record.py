@@ -54,20 +54,17 @@ def record_path(folder: Path, scene: Scene) -> Path:
     return folder / "scenes" / f"{scene.slice}-{scene.setting}-{scene.seed}.json"
 
 
-def write_record(folder: Path, scene: Scene) -> None:
-    """Keep what the report shows of a scene, if it is not kept yet."""
+def write_record(folder: Path, scene: Scene, routed: bool) -> None:
+    """Keep what the report shows of a scene, if it is not kept yet.
+
+    Parameters
+    ----------
+    routed : bool
+        Whether any method routes people; if none does, nobody is placed.
+    """
     path = record_path(folder, scene)
     if path.exists():
         return
-    release = scene.release
-    asked = {user.user_id for user in scene.people}
-    server = [i for i, user in enumerate(scene.server) if user.user_id not in asked]
-    places = release.space.place(scene.server_embeddings[server])
-    own = release.space.place(scene.embeddings)
-    people = [
-        *_placed("server", [scene.server[i] for i in server], places, release.router(places)),
-        *_placed("device", scene.people, own, release.router(own)),
-    ]
     questions = {
         f"{user.user_id}/{query.query_id}": query.text
         for user in scene.people[:QUESTIONS]
@@ -79,10 +76,22 @@ def write_record(folder: Path, scene: Scene) -> None:
             "slice": scene.slice,
             "setting": scene.setting,
             "seed": scene.seed,
-            "people": people,
+            "people": _people(scene) if routed else [],
             "questions": questions,
         },
     )
+
+
+def _people(scene: Scene) -> list[dict[str, object]]:
+    release = scene.release
+    asked = {user.user_id for user in scene.people}
+    server = [i for i, user in enumerate(scene.server) if user.user_id not in asked]
+    places = release.space.place(scene.server_embeddings[server])
+    own = release.space.place(scene.embeddings)
+    return [
+        *_placed("server", [scene.server[i] for i in server], places, release.router(places)),
+        *_placed("device", scene.people, own, release.router(own)),
+    ]
 
 
 def _placed(

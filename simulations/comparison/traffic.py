@@ -38,7 +38,7 @@ def parts_traffic(release: Release, method: Method) -> Traffic:
         down += BYTES * (release.router.weight.numel() + release.router.bias.numel())
     if method.anchors != "off":
         down += lora_bytes(*release.bank) + BYTES * release.anchors.numel()
-    if (method.experts, method.anchors) == ("off", "off"):
+    if not method.routed:
         return Traffic(down, 0)
     down += BYTES * (release.space.mean.numel() + release.space.basis.numel())
     return Traffic(down, statistics_bytes(release))

@@ -19,7 +19,7 @@ from shared.progress import shown
 from shared.tasks import TASKS
 from simulations.comparison.catalogue import CONTENDERS
 from simulations.comparison.cell import read_cells
-from simulations.comparison.compare import run
+from simulations.comparison.compare import conclude, prepare, run
 from simulations.comparison.results import Block
 
 TIMES = ("seconds", "added_ms")
@@ -57,6 +57,23 @@ def test_what_methods_have_in_common_is_trained_once(comparison: Any) -> None:
     assert len(populations) == 2
     federated = {c.method: c for c in read_cells(comparison.folder) if c.slice == "sparse-2"}
     assert {p.history for c in federated.values() for p in c.people} == {2}
+
+
+def test_what_no_method_needs_is_not_trained(comparison: Any, tmp_path: Path) -> None:
+    alike = ("population", "rag-1", "oppu", "fedavg-lora")
+    methods = (*alike, "rag-1-tuned", "user-majority")
+    config = comparison.config.model_copy(update={"methods": methods, "slices": ("all",)})
+    prepare(config, tmp_path, ["pytest"])
+    run(config, tmp_path)
+    stages = {path.name for path in (tmp_path / "artefacts").rglob("training/r1/*.json")}
+    assert stages == {"population.json"}
+    before, found = cells(comparison.folder), cells(tmp_path)
+    both = [name for name in before if name in found]
+    assert {name: found[name] for name in both} == {name: before[name] for name in both}
+    assert {Path(name).stem for name in both} == {*alike, "user-majority"}
+    conclude(config, tmp_path)
+    assert 'id="heat-map"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="heat-map"' in (comparison.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_everybody_is_asked_the_same_by_every_method(comparison: Any) -> None:
