@@ -14,7 +14,8 @@ RESAMPLES = 2_000
 CONFIDENCE = 0.95
 # What is asked.
 TRAINED_ON = "was this item trained on?"
-WHOSE, GROUP = "whose history is it?", "which group?"
+WHOSE, WHOSE_UNSEEN = "whose history is it?", "whose history, by other items of theirs?"
+GROUP = "which group?"
 
 Scores = npt.NDArray[np.float64]
 

@@ -17,7 +17,16 @@ from shared.embedding import embed_user
 from shared.progress import stage
 from shared.release import Release, unpack_release
 from shared.release_files import read_release_files
-from simulations.audit.attack import GROUP, TRAINED_ON, WHOSE, Attack, Scored, Scores, judge
+from simulations.audit.attack import (
+    GROUP,
+    TRAINED_ON,
+    WHOSE,
+    WHOSE_UNSEEN,
+    Attack,
+    Scored,
+    Scores,
+    judge,
+)
 from simulations.audit.bank_price import BANK, KNOWN_ANCHOR, anchors_of
 from simulations.audit.federations import Ground, PeopleRun
 from simulations.audit.groups import can_ask, group_of, groups_by_centres, groups_by_likelihood
@@ -70,7 +79,7 @@ def _on_statistics(ground: Ground, ran: PeopleRun, release: Release) -> list[Att
         ),
         judge(
             STATISTICS,
-            WHOSE,
+            WHOSE_UNSEEN,
             "base model, release, as many other items of each device user, none that a device has",
             linkage(seen, other, seed),
             seed,

@@ -104,6 +104,8 @@ def test_an_audit_says_what_it_found(audit: Callable[..., Any], tmp_path: Path) 
         "anchors' places",
         "uploads of fedavg-lora",
     ]
+    rows = [(attack["target"], attack["question"]) for attack in found["attacks"]]
+    assert len(set(rows)) == len(rows)  # the chart names them so
     # Without noise, who knows a person's whole history knows the person's statistics.
     assert found["attacks"][0]["question"] == "whose history is it?"
     assert found["attacks"][0]["auc"] == 1.0
