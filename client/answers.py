@@ -1,4 +1,4 @@
-"""Answers of the personalised model: constrained choice among labels, or greedy generation.
+"""Answers of the personalised model: a choice among labels or scores, or greedy generation.
 
 All functions take one group of texts a person, in the order of the people in ``parts``, and
 answer for all of them in one batch.
@@ -40,6 +40,7 @@ def choose_labels(
     prompts: Groups,
     labels: Sequence[str],
     priors: Sequence[Mapping[str, float] | None] = (),
+    ordered: bool = False,
 ) -> list[list[str]]:
     """Return, for each prompt, the label that greedy decoding among the labels arrives at.
 
@@ -52,6 +53,11 @@ def choose_labels(
         By person, the probability of each label before the prompt is read; None for even ones.
         Where labels part, a token's likelihood counts times the probability of the labels that it
         leaves possible.
+    ordered : bool
+        Whether labels are scores, from the lowest to the highest. The median of the distribution
+        over them is taken, not its mode: of all answers it has the least expected absolute error,
+        by which scores are judged (Lukasik et al., 2024, arXiv 2403.04182). That takes
+        scores that one token tells apart, as digits are; others are chosen like any labels.
     """
     priors = priors or [None] * len(prompts)
     end = base.tokenizer.eos_token_id
@@ -83,9 +89,20 @@ def choose_labels(
                     for tokens in own[i]:
                         mass[tokens[depth]] += prior[spelled[tokens]]
                     scores = scores + torch.tensor(list(mass.values()), device=scores.device).log()
-                best = allowed[int(scores.argmax())]
+                if ordered and len(allowed) == len(own[i]):
+                    score_of = {tokens[depth]: labels.index(spelled[tokens]) for tokens in own[i]}
+                    best = allowed[_median(scores, [score_of[token] for token in allowed])]
+                else:
+                    best = allowed[int(scores.argmax())]
                 own[i] = [tokens for tokens in own[i] if tokens[depth] == best]
     return [[spelled[left[0]] for left in own] for own in possible]
+
+
+def _median(log_likelihoods: Tensor, places: Sequence[int]) -> int:
+    """Return the index whose place is the median, the lower one where half lies on either side."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    below = log_likelihoods.double().softmax(0)[order].cumsum(0)
+    return order[int((below < 0.5).sum().clamp(max=len(order) - 1))]
 
 
 def _parting(spellings: Sequence[tuple[int, ...]]) -> int:

@@ -98,7 +98,8 @@ def _answer(
     written = room if task.labels is None else 0
     with stacked(base, stacks, read, written) as parts:
         if task.labels is not None:
-            predictions = choose_labels(base, parts, prompts, task.labels, priors)
+            ordered = task.kind == "rating"
+            predictions = choose_labels(base, parts, prompts, task.labels, priors, ordered)
         else:
             predictions = generate(base, parts, prompts, written, room)
         losses = gold_losses(base, parts, samples)

@@ -28,7 +28,7 @@ from simulations.comparison.scene_record import write_record
 from simulations.comparison.tables import csv_table, markdown_table, results_data
 
 SETTINGS_FILE, RECORD = "comparison.toml", "run.json"
-FORMAT = 2
+FORMAT = 3
 """Of what is kept, and of what the names of methods stand for: changed whenever one of them is."""
 
 

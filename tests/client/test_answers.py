@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.answers import choose_labels, generate, gold_losses
+from client.answers import _median, choose_labels, generate, gold_losses
 from shared.base_model import BaseModel
 from shared.errors import MesofedError
 from shared.lora.layer import Parts
@@ -157,6 +157,44 @@ def test_a_prior_counts_labels_together_that_a_token_leaves_possible(base: BaseM
     assert choose_labels(base, Parts(), [PROMPTS], labels, [None]) == choose_labels(
         base, Parts(), [PROMPTS], labels
     )
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_of_scores_the_one_with_the_least_expected_error_is_chosen(
+    base: BaseModel, parts: Parts, seed: int | None
+) -> None:
+    scores = list("12345")
+    prior = dict.fromkeys(scores, 0.2) if seed is None else prior_of(scores, seed)
+    came = choose_labels(base, parts, [PROMPTS], scores, [prior], ordered=True)[0]
+    for prompt, chosen in zip(PROMPTS, came, strict=True):
+        logits = next_logits(base, parts, [*asked(base, prompt, scores), ord(" ")]).double()
+        share = logits[[ord(score) for score in scores]].softmax(0) * torch.tensor(
+            [prior[score] for score in scores]
+        )
+        share /= share.sum()
+        places = torch.arange(5.0).double()
+        errors = (places[:, None] - places).abs() @ share
+        error = dict(zip(scores, errors.tolist(), strict=True))
+        assert error[chosen] <= min(error.values()) + 1e-5
+    turned = choose_labels(base, parts, [PROMPTS], scores, [prior])[0]
+    if seed is None:
+        assert came != turned, "scores that are the likeliest anyway test little"
+
+
+def test_the_median_is_the_lower_one_where_half_lies_on_either_side() -> None:
+    even = torch.tensor([0.25, 0.25, 0.25, 0.25]).log()
+    assert _median(even, [0, 1, 2, 3]) == 1
+    assert _median(even, [3, 2, 1, 0]) == 2  # of the places 3, 2, 1, 0 that is the one at 1
+    assert _median(torch.tensor([0.3, 0.6, 0.1]).log(), [2, 0, 1]) == 1
+    assert _median(torch.tensor([0.0, -200.0, -200.0]), [2, 1, 0]) == 0
+
+
+def test_scores_that_no_single_token_tells_apart_are_chosen_like_labels(
+    base: BaseModel, parts: Parts
+) -> None:
+    for scores in (["1", "10", "2"], ["bad", "better", "best"]):
+        expected = [brute_force(base, parts, prompt, scores) for prompt in PROMPTS]
+        assert choose_labels(base, parts, [PROMPTS], scores, ordered=True) == [expected]
 
 
 def test_every_person_has_an_own_prior(base: BaseModel, parts: Parts) -> None:
