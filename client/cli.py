@@ -389,12 +389,15 @@ def _config_of(home: "Vault", config: Path | None) -> Path | None:
 
 
 def _device_of(home: "Vault", settings: "RunConfig") -> "Device":
-    from client.device import Device
-    from shared.base_model import load_base
-    from shared.compute import compute, use_threads
+    from shared.progress import shown, stage
 
-    use_threads(settings.threads)
-    base = compute(lambda: load_base(settings.base, settings.adapt))
+    with shown(notices()), stage(f"load {settings.base.name}", 1, "model"):
+        from client.device import Device
+        from shared.base_model import load_base
+        from shared.compute import compute, use_threads
+
+        use_threads(settings.threads)
+        base = compute(lambda: load_base(settings.base, settings.adapt))
     return Device(base, home, settings.methods, settings.private, settings.seed, settings.privacy)
 
 
