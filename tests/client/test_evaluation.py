@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from client.answers import choose_labels
 from client.device import Device
 from client.evaluation import evaluate_stacks
 from client.personalize import Personalised
@@ -14,6 +15,7 @@ from client.vault import Vault
 from shared.base_model import BaseModel
 from shared.corpus.user import Query, User
 from shared.lora.lora import Factors, Lora
+from shared.tasks import TASKS
 
 
 def strong(base: BaseModel, rank: int, seed: int) -> Lora:
@@ -92,3 +94,19 @@ def test_the_same_question_is_answered_by_everyone_s_own_stack(
     )
     for one, other in ((first, second), (first, third), (second, third)):
         assert min(abs(a - b) for a, b in zip(one, other, strict=True)) > 1e-4
+
+
+def test_scores_alone_are_chosen_in_their_order(
+    federation: Any, base: BaseModel, people: list[User], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered = {}
+
+    def choosing(base: BaseModel, *given: Any) -> list[list[str]]:
+        _, _, labels, _, by_order = given
+        ordered[labels] = by_order
+        return choose_labels(base, *given)
+
+    monkeypatch.setattr("client.evaluation.choose_labels", choosing)
+    evaluate_stacks(base, people[:1], stacks_of(federation, base, "population")[:1])
+    assert ordered == {TASKS["rating"].labels: True, TASKS["tagging"].labels: False}
+    assert TASKS["rating"].labels == tuple(sorted(TASKS["rating"].labels or (), key=float))
