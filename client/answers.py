@@ -63,6 +63,8 @@ def choose_labels(
     end = base.tokenizer.eos_token_id
     spelled = {(*answer_tokens(base, label), end): label for label in labels}
     room = max(map(len, spelled))
+    place = _parting(list(spelled)) if len(spelled) > 1 else 0
+    ordered = ordered and len({tokens[place] for tokens in spelled}) == len(spelled)
     contexts = [[encode_prompt(base, prompt, room) for prompt in group] for group in prompts]
     possible = [[list(spelled) for _ in group] for group in prompts]
     while any(len(left) > 1 for own in possible for left in own):
@@ -89,7 +91,7 @@ def choose_labels(
                     for tokens in own[i]:
                         mass[tokens[depth]] += prior[spelled[tokens]]
                     scores = scores + torch.tensor(list(mass.values()), device=scores.device).log()
-                if ordered and len(allowed) == len(own[i]):
+                if ordered:
                     score_of = {tokens[depth]: labels.index(spelled[tokens]) for tokens in own[i]}
                     best = allowed[_median(scores, [score_of[token] for token in allowed])]
                 else:

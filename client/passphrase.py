@@ -9,6 +9,7 @@ import typer
 
 from shared.console import notices, say
 from shared.errors import MesofedError
+from shared.interrupt import INTERRUPTED, stopping_in_order
 from shared.program import command
 
 PASSPHRASE_VARIABLE = "MESOFED_PASSPHRASE"
@@ -32,7 +33,13 @@ def passphrase_from(
                 "Expected a passphrase, and there is no terminal to ask for it. Name a file that "
                 f"holds it{f', or set ${variable}' if variable else ''}; --help says how."
             )
-        asked: str = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=new)
+        # In order, for on the way out the terminal is told again to show what is typed.
+        with stopping_in_order():
+            try:
+                asked: str = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=new)
+            except typer.Abort:
+                say(notices(), "\nStopped.")
+                sys.exit(INTERRUPTED)
         return asked
 
     return find

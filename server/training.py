@@ -32,7 +32,7 @@ from shared.embedding import EmbeddingSpace, embed_user
 from shared.lora.lora import Lora
 from shared.lora.slab import Slab
 from shared.progress import stage
-from shared.release import Release, pack_release, unpack_release
+from shared.release import Release, pack_release, require_bounded, unpack_release
 from shared.release_files import MANIFEST, read_release_files, write_release_files
 from shared.retrieval import Examples, given_samples
 from shared.routing import Router
@@ -131,11 +131,19 @@ def train_foundation(config: RunConfig, run_dir: Path, users: Sequence[User]) ->
 
     It is for whoever needs nothing else of a release. A release that is trained afterwards finds
     this stage finished.
+
+    Raises
+    ------
+    MesofedError
+        If devices would refuse it: numbers that are not finite or beyond all bounds.
     """
-    base = load_base(config.base, config.adapt)
+    base, folder = load_base(config.base, config.adapt), _training(run_dir, 1)
     with base.lock:
         samples = [given_samples(base, user, _examples(config)) for user in users]
-        return _population(base, _training(run_dir, 1), config, _seed(config, 1), samples, None)
+        population = _population(base, folder, config, _seed(config, 1), samples, None)
+    for key, tensor in population.tensors().items():
+        require_bounded(tensor, f"{key} in the population LoRA")
+    return population
 
 
 def _training(run_dir: Path, version: int) -> Path:

@@ -108,7 +108,8 @@ class Display:
         self._progress.update(task, completed=total)
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         if not self.console.is_terminal:
-            self.console.print(f"✓ {name:<24} {seconds:7.1f} s", highlight=False)
+            line = f"✓ {name:<24} {seconds:7.1f} s"
+            self.console.print(line, highlight=False, markup=False)
 
 
 @dataclass

@@ -232,13 +232,24 @@ def _tensors(
                 f"Expected {key} in {name} as fp32 of shape {shapes[key]}; "
                 f"got {tensor.dtype} of {tuple(tensor.shape)}."
             )
-        # What is not a number is the least and the most of any that it is among.
-        least, most = (float(value) for value in torch.aminmax(tensor))
-        if not (math.isfinite(least) and math.isfinite(most)):
-            raise MesofedError(f"{key} in {name} holds values that are not finite.")
-        if max(-least, most) > LARGEST:
-            raise MesofedError(
-                f"Expected the values of {key} in {name} to be at most {LARGEST:g}; got "
-                f"{max(-least, most):.3g}. No training comes there: do not use this release."
-            )
+        require_bounded(tensor, f"{key} in {name}")
     return tensors
+
+
+def require_bounded(tensor: Tensor, called: str) -> None:
+    """Refuse numbers to which no training comes.
+
+    Raises
+    ------
+    MesofedError
+        If any is not finite, or beyond ``LARGEST``.
+    """
+    # What is not a number is the least and the most of any that it is among.
+    least, most = (float(value) for value in torch.aminmax(tensor))
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise MesofedError(f"{called} holds values that are not finite.")
+    if max(-least, most) > LARGEST:
+        raise MesofedError(
+            f"Expected the values of {called} to be at most {LARGEST:g}; got "
+            f"{max(-least, most):.3g}. No training comes there: do not use this release."
+        )

@@ -119,4 +119,5 @@ MTA = Contender(
     "as released: factors averaged apart, weights swapped, no population LoRA",
     _answer,
     traffic=lambda scene: Traffic(lora_bytes(*scene.release.bank), 0),
+    released=True,
 )

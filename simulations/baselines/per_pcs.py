@@ -175,4 +175,5 @@ PER_PCS = Contender(
     "pieces of the anchors' LoRAs, assembled map by map",
     _answer,
     traffic=_traffic,
+    released=True,
 )

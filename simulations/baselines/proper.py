@@ -18,7 +18,7 @@ from client.evaluation import evaluate_stacks
 from client.personalize import Personalised, parts_of
 from shared.base_model import BaseModel
 from shared.lora.slab import Slab
-from shared.progress import stage
+from shared.progress import stage, under_way
 from shared.samples import history_samples
 from shared.training import Trainee
 from simulations.baselines.gated_layer import adding
@@ -195,6 +195,7 @@ def _answer(scene: Scene, name: str) -> Answered:
             with adding(base, updates):
                 (outcome,) = evaluate_stacks(base, [person], [stack])
             outcomes.append({**outcome, "private_bytes": BYTES * lora.parameters})
+            under_way(1)
     return Answered(outcomes, added)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.atomic_file import write_json, write_text
 from shared.base_model import load_base
 from shared.compute import compute, use_threads
-from shared.config import dump_config, read_settings, with_format
+from shared.config import dump_config, read_settings, require_anchor, with_format
 from shared.errors import MesofedError
 from shared.program import command as shell_line
 from shared.progress import stage
@@ -18,10 +18,10 @@ from shared.run_record import machine_record
 from shared.tasks import TASKS
 from simulations.comparison.catalogue import CONTENDERS
 from simulations.comparison.cell import cell_path, read_cells, write_cell
-from simulations.comparison.config import ComparisonConfig
+from simulations.comparison.config import ComparisonConfig, Setting
 from simulations.comparison.contender import Contender
 from simulations.comparison.page import write_report
-from simulations.comparison.people import corpus_of, divide
+from simulations.comparison.people import corpus_of, divide, held_by_server
 from simulations.comparison.results import Results, results_of
 from simulations.comparison.scene import Scene, scenes_of
 from simulations.comparison.scene_record import write_record
@@ -62,7 +62,8 @@ def prepare(config: ComparisonConfig, folder: Path, command: list[str]) -> None:
     Raises
     ------
     MesofedError
-        If the folder holds another comparison, or the corpus or the base model cannot be used.
+        If the folder holds another comparison, the corpus or the base model cannot be used, or
+        nobody could be an anchor of a method that has them.
     """
     if (folder / SETTINGS_FILE).exists():
         raise MesofedError(
@@ -71,7 +72,13 @@ def prepare(config: ComparisonConfig, folder: Path, command: list[str]) -> None:
         )
     with stage(f"load {config.base.name}", 1, "model"):
         base = compute(lambda: load_base(config.base, config.adapt))
-    compute(lambda: [divide(config, name, config.seeds[0], base) for name in config.slices])
+    people = compute(
+        lambda: [divide(config, name, config.seeds[0], base) for name in config.slices]
+    )
+    for setting in config.settings:
+        for split in people if _released(config, setting) else ():
+            server = held_by_server(split, setting)
+            require_anchor(config.bank.min_history, [len(user.history) for user in server])
     origin = corpus_of(config, config.seeds[0]).origin
     record = {**machine_record(base, command), "corpus": origin, "comparison_format": FORMAT}
     write_json(folder / RECORD, record)
@@ -87,14 +94,19 @@ def run(config: ComparisonConfig, folder: Path) -> None:
 def _run(config: ComparisonConfig, folder: Path) -> None:
     base = load_base(config.base, config.adapt)
     scenes = scenes_of(config, folder, base)
-    routed = any(CONTENDERS[name].routed for name in config.methods)
     with stage("cells", len(scenes) * len(config.methods), "cells") as progress:
         for opened in scenes:
             scene = opened()
-            write_record(folder, scene, routed)
+            write_record(folder, scene, _released(config, scene.setting))
             for name in config.methods:
                 _answer(folder, scene, CONTENDERS[name])
                 progress.advance(1)
+
+
+def _released(config: ComparisonConfig, setting: Setting) -> bool:
+    """Whether any method takes more of a release than the population LoRA in a setting."""
+    methods = [CONTENDERS[name] for name in config.methods]
+    return any(method.released and setting in method.settings for method in methods)
 
 
 def _answer(folder: Path, scene: Scene, contender: Contender) -> None:

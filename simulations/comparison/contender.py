@@ -64,8 +64,8 @@ class Contender:
         Where the method makes sense.
     kinds : tuple of str
         Kinds of task that it can answer.
-    routed : bool
-        Whether the people are routed through a release's experts or anchors.
+    released : bool
+        Whether it takes more of a release than the population LoRA.
     differs : callable
         Whether it is in a scene anything but another contender under another name.
     """
@@ -78,7 +78,7 @@ class Contender:
     traffic: Callable[[Scene], Traffic] = field(default=lambda scene: Traffic(0, 0))
     settings: tuple[Setting, ...] = BOTH
     kinds: tuple[Kind, ...] = ("classification", "rating", "generation")
-    routed: bool = False
+    released: bool = False
     differs: Callable[[Scene], bool] = field(default=lambda scene: True)
 
 
@@ -161,6 +161,6 @@ def of_devices(
         "router statistics" if method.routed else "nothing",
         "the history" if method.population else "nothing",
         lambda scene: parts_traffic(needed(scene.retrieving(retrieved, tasks)), method),
-        routed=method.routed,
+        released=method.routed,
         differs=lambda scene: not retrieved or scene.retrieving(retrieved, tasks) is not scene,
     )

@@ -54,13 +54,14 @@ def record_path(folder: Path, scene: Scene) -> Path:
     return folder / "scenes" / f"{scene.slice}-{scene.setting}-{scene.seed}.json"
 
 
-def write_record(folder: Path, scene: Scene, routed: bool) -> None:
+def write_record(folder: Path, scene: Scene, released: bool) -> None:
     """Keep what the report shows of a scene, if it is not kept yet.
 
     Parameters
     ----------
-    routed : bool
-        Whether any method routes people; if none does, nobody is placed.
+    released : bool
+        Whether any method takes more of a release than the population LoRA; if none does, there is
+        no embedding space and nobody is placed.
     """
     path = record_path(folder, scene)
     if path.exists():
@@ -76,7 +77,7 @@ def write_record(folder: Path, scene: Scene, routed: bool) -> None:
             "slice": scene.slice,
             "setting": scene.setting,
             "seed": scene.seed,
-            "people": _people(scene) if routed else [],
+            "people": _people(scene) if released else [],
             "questions": questions,
         },
     )

@@ -3,10 +3,14 @@
 import base64
 import io
 import os
+import pty
 import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -745,6 +749,39 @@ def test_inspect_says_how_often_an_answer_was_sent(mesofed: Any, tmp_path: Path)
     assert "08:00 r release 1 sent 3 times, the same bytes, last at 08:02" in done.text
     assert "sent twice, the same bytes, last at 09:01" in done.text
     assert done.text.count("the same bytes") == 2
+
+
+ASKING = """
+from client.passphrase import passphrase_from
+from shared.interrupt import stopping_at_once
+with stopping_at_once():
+    passphrase_from(None, variable="")()
+"""
+
+
+def test_stopped_while_a_passphrase_is_typed_the_terminal_shows_again_what_is_typed() -> None:
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)[3]
+    with subprocess.Popen(
+        [sys.executable, "-c", ASKING],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        said = b""
+        while b"Passphrase" not in said:
+            said += os.read(ours, 1000)
+        deadline = time.monotonic() + 20
+        while termios.tcgetattr(theirs)[3] & termios.ECHO:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert termios.tcgetattr(theirs)[3] == before
+    assert b"Stopped." in os.read(ours, 1000)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_without_a_terminal_a_passphrase_is_not_asked_for(

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from shared.errors import MesofedError
 from shared.progress import shown
 from shared.tasks import TASKS
 from simulations.comparison.catalogue import CONTENDERS
@@ -110,7 +112,6 @@ def test_a_lost_cell_is_made_again_and_comes_out_the_same(comparison: Any, tmp_p
     assert (folder / "cells/all/federated/5/oppu.json").stat().st_mtime_ns == kept
 
 
-@pytest.mark.slow
 def test_a_cell_says_how_far_it_is(
     comparison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,19 @@ def test_a_cell_says_how_far_it_is(
     assert 50 in shares  # everybody has trained, and nobody has been asked yet
 
 
+def test_a_comparison_without_anybody_to_be_an_anchor_is_refused_before_anything_is_trained(
+    comparison: Any, tmp_path: Path
+) -> None:
+    bank = comparison.config.bank.model_copy(update={"min_history": 5})
+    for methods, refused in ((("population", "oppu"), False), (("population", "per-pcs"), True)):
+        config = comparison.config.model_copy(update={"bank": bank, "methods": methods})
+        folder = tmp_path / methods[-1]
+        with pytest.raises(MesofedError, match="min_history") if refused else nullcontext():
+            prepare(config, folder, ["pytest"])
+        assert (folder / "comparison.toml").exists() != refused
+
+
+@pytest.mark.slow
 def test_killed_at_any_point_it_goes_on_to_the_same_cells(comparison: Any, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     program = [sys.executable, "-c", "from shared.cli import main; main()", "compare"]
