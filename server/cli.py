@@ -114,7 +114,9 @@ def export(
     lora, holds = unpacked.population, "The population LoRA."
     if index:
         lora = (unpacked.experts if kind == "expert" else unpacked.bank)[int(index)]
-        name = f"group expert {index}" if kind == "expert" else f"the meta-LoRA of anchor {index}"
+        name = f"the meta-LoRA of anchor {index}"
+        if kind == "expert":  # reports count from one
+            name = f"group expert {index} (E{int(index) + 1} in reports)"
         holds = f"The population LoRA and {name}, folded into one LoRA."
         if alone:
             holds = f"{name[0].upper()}{name[1:]} alone: it was trained over the population LoRA "

@@ -33,9 +33,12 @@ def open_run(run_dir: Path) -> RunConfig:
         If the folder is not a run.
     """
     if not (run_dir / "config.toml").is_file():
+        hint = "Name the folder that was printed when it began."
+        if (run_dir / "comparison.toml").is_file():
+            line = command("compare", "--resume", run_dir)
+            hint = f"It is a comparison; its results are printed by: `{line}`"
         raise MesofedError(
-            f"Expected a run in {run_dir}, with its config.toml; there is none. "
-            f"Name the folder that `{command('simulate')}` printed."
+            f"Expected a run in {run_dir}, with its config.toml; there is none. {hint}"
         )
     return load_config(run_dir / "config.toml")
 

@@ -43,7 +43,7 @@ def open_comparison(folder: Path) -> ComparisonConfig:
     if not (folder / SETTINGS_FILE).is_file():
         raise MesofedError(
             f"Expected a comparison in {folder}, with its {SETTINGS_FILE}; there is none. "
-            f"Name the folder that `{shell_line('compare')}` printed."
+            "Name the folder that was printed when it began."
         )
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     made = record.get("comparison_format", 1)

@@ -20,7 +20,8 @@ def _range(gain: Gain) -> str:
     low, high = gain.estimate.low, gain.estimate.high
     if low is None or high is None:
         return "one user only, so no interval"
-    return f"95 % interval {signed(low, 3)} to {signed(high, 3)}, p = {gain.adjusted_p:.3f}"
+    p = f"Holm-corrected p = {gain.adjusted_p:.3f}"
+    return f"95 % interval {signed(low, 3)} to {signed(high, 3)}, {p}"
 
 
 def _stands(gain: Gain, other: str) -> str:
@@ -61,8 +62,8 @@ def gap_words(gaps: Mapping[tuple[str, str, str], Gain], row: Row) -> str:
     gain = gaps.get((row.method, row.block.task, row.block.slice))
     if gain is None:
         return ""
-    relative = abs(gain.estimate.mean / gain.reference) if gain.reference else float("nan")
-    share = "" if gain.reference == 0 else f", {100 * relative:.1f} % of the federated score"
+    relative = 100 * gain.estimate.mean / abs(gain.reference) if gain.reference else float("nan")
+    share = "" if gain.reference == 0 else f", {signed(relative, 1)} % of the federated score"
     return (
         f"Centralized training changes it by {signed(gain.estimate.mean, 3)}{share} "
         f"({_range(gain)}; positive: centralized is better)."
@@ -105,11 +106,13 @@ def headline(results: Results) -> str:
     clear = sum(
         gain.clear for r in results.rows for gain in (r.gain, r.against_rival) if gain is not None
     )
+    of_nll = sum(row.nll_gain.clear for row in results.rows if row.nll_gain is not None)
     methods = len({row.method for row in results.rows})
     text = (
         f"{count_of(methods, 'method')} on {count_of(users, 'person')}".replace("persons", "people")
         + f" whom no server has seen in the federated setting: {clear} of "
-        f"{count_of(results.comparisons, 'comparison')} are clear."
+        f"{count_of(results.comparisons, 'comparison')} in the tasks' metrics are clear, and "
+        f"{of_nll} in NLL."
     )
     if users < MIN_USERS:
         text += f" With fewer than {MIN_USERS} users none can be."

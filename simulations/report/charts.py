@@ -86,6 +86,9 @@ def quality_chart(rows: Sequence[Row], featured: str | None, key: str) -> Markup
         axes.set_yticks(range(len(rows)), names, fontsize=11)
         _label_ink(axes, names, featured)
         axes.set_ylim(len(rows) - 0.5, -0.5)
+        low, high = axes.get_xlim()
+        if high - low < 0.01:  # all are the same but for rounding
+            axes.set_xlim(low - 0.05, high + 0.05)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_title(f"{task_name(first.task)}: {metric} {arrow(first.higher_is_better)}")
         described = "; ".join(

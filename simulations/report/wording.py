@@ -1,5 +1,6 @@
 """What the numbers say, in words: never a claim that its test does not carry."""
 
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -260,17 +261,28 @@ def next_step(run: Run, summary: Summary) -> str:
     if any(row.gain is None for row in rows):
         return f"add {REFERENCE} to the methods: every gain is measured against it."
     if not all(row.gain is not None and row.gain.clear for row in rows):
-        more = "more device users, `--set corpus.device_users=N`, " if _more_people(run) else ""
-        return (
-            f"settle the open differences with {more}"
-            "more queries each, `--set corpus.max_queries=N`, or another seed, `--set seed=N`."
-        )
+        return _settling(run, min(row.estimate.users for row in rows))
     seed = run.record.get("seed")
     other = seed + 1 if isinstance(seed, int) else 1
     return f"see whether the result holds with another seed: `--set seed={other}`."
 
 
-def _more_people(run: Run) -> bool:
-    """Whether the corpus has people who took no part; the built-in one makes as many as wanted."""
+def _settling(run: Run, users: int) -> str:
+    """Say what would settle differences that are open; the built-in corpus makes what is asked."""
+    made = not run.record.get("paths", {}).get("corpus")
     took_part = len(run.corpus.server_users) + len(run.corpus.device_users)
-    return not run.record.get("paths", {}).get("corpus") or run.corpus.users > took_part
+    people = "more device users, `--set corpus.device_users=N`"
+    spare = made or run.corpus.users > took_part
+    if users < MIN_USERS:
+        way = people if spare else "more people in the corpus"
+        return f"get {way}: with fewer than {MIN_USERS} who are asked no difference can be clear."
+    asked = Counter(
+        (d.user_id, name) for d in run.devices for name, m in d.methods.items() for _ in m.answers
+    )
+    most = tomllib.loads(run.config_text).get("corpus", {}).get("max_queries")
+    ways = [people] if spare else []
+    if made or most in asked.values():  # somebody may have had more
+        ways.append("more queries each, `--set corpus.max_queries=N`")
+    ways.append("another seed, `--set seed=N`")
+    listed = f"{', '.join(ways[:-1])} or {ways[-1]}" if ways[1:] else ways[0]
+    return f"settle the open differences with {listed}."

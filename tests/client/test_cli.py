@@ -145,6 +145,19 @@ def test_export_writes_the_whole_stack_of_the_person(
         torch.testing.assert_close(factors.delta(), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("method", "own"), [("population", False), ("oppu", True), ("meso-tuned", True)]
+)
+def test_an_export_says_whether_it_holds_anything_of_the_person(
+    method: str, own: bool, vault: Path, mesofed: Any, tmp_path: Path
+) -> None:
+    done = mesofed("device", "export", vault, "--out", tmp_path / "e", "--method", method)
+    assert done.code == 0, done.text
+    assert (f"One person's stack by {method}" in done.text) == own
+    assert ("keep it at home" in done.text) == own
+    assert ("nothing in it is this person's" in done.text) != own
+
+
 def test_the_base_model_alone_has_nothing_to_export(
     vault: Path, mesofed: Any, tmp_path: Path
 ) -> None:

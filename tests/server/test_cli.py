@@ -61,6 +61,7 @@ def test_export_writes_the_part_as_a_peft_adapter(
     assert done.code == 0, done.text
     with_population = not alone or part == "population"
     assert f"Rank {rank + 4 * with_population}," in done.text
+    assert ("roup expert 1 (E2 in reports)" in " ".join(done.text.split())) == (part == "expert:1")
     assert ("alone: it was trained over the population LoRA" in done.text) != with_population
     release = federation.release(1, base)
     kind, _, number = part.partition(":")

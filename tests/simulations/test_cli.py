@@ -140,6 +140,9 @@ def test_resuming_what_is_not_a_run(mesofed: Any, tmp_path: Path) -> None:
         assert (done.code, no_traceback(done)) == (1, True)
         assert "Expected a run in" in done.text
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "comparison.toml").write_text("")
+    done = mesofed("report", tmp_path)
+    assert f"compare --resume {tmp_path}" in " ".join(done.text.replace("\\\n", "").split())
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,9 @@ def test_report_of_what_is_not_a_run(mesofed: Any, tmp_path: Path) -> None:
     assert (done.code, no_traceback(done)) == (1, True)
     assert "Expected a run in" in done.text
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "comparison.toml").write_text("")
+    done = mesofed("report", tmp_path)
+    assert f"compare --resume {tmp_path}" in " ".join(done.text.replace("\\\n", "").split())
 
 
 def test_a_sum_that_could_never_be_opened_is_refused_before_anything_is_trained(

@@ -280,7 +280,7 @@ def test_a_table_is_seen_whole_or_scrolls_in_a_box(
 
 
 def test_commands_in_the_next_step_are_code(fake_run: Writer) -> None:
-    html = write_report(fake_run(tasks=("rating",), devices=3)).read_text(encoding="utf-8")
+    html = write_report(fake_run(tasks=("rating",), devices=8)).read_text(encoding="utf-8")
     footer = html[html.index("<footer>") :]
     assert "`" not in footer
     words = '<span class="whole">--set</span> <span class="whole">seed=N</span>'

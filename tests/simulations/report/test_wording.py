@@ -89,21 +89,39 @@ def test_missing_methods_are_said(fake_run: Writer, methods: tuple[str, ...], sa
     assert "method" in next_step(read_run(folder), summarise(folder))
 
 
-@pytest.mark.parametrize(("left", "more"), [(0, False), (1, True)])
-def test_more_device_users_are_proposed_where_there_are_more(
-    fake_run: Writer, left: int, more: bool
-) -> None:
-    folder = fake_run(methods=("population", "meso"), skill={"population": 0.5, "meso": 0.5})
-    assert "corpus.device_users" in next_step(read_run(folder), summarise(folder))  # synthetic
+def from_file(folder: Path, left: int, most: int) -> str:
+    """Make a run one of an own corpus, with people left over and so many queries at most."""
     record = json.loads((folder / "run.json").read_text())
     record["paths"]["corpus"] = "people.jsonl"
     (folder / "run.json").write_text(json.dumps(record))
     corpus = json.loads((folder / "corpus.json").read_text())
     corpus["users"] += left
     (folder / "corpus.json").write_text(json.dumps(corpus))
-    step = next_step(read_run(folder), summarise(folder))
-    assert "corpus.max_queries" in step
-    assert ("corpus.device_users" in step) == more
+    (folder / "config.toml").write_text(f"[corpus]\nmax_queries = {most}\n")
+    return next_step(read_run(folder), summarise(folder))
+
+
+def test_the_next_step_is_one_that_the_corpus_allows(fake_run: Writer) -> None:
+    even = {"population": 0.5, "meso": 0.5}
+    folder = fake_run(methods=("population", "meso"), skill=even)
+    step = next_step(read_run(folder), summarise(folder))  # the built-in corpus
+    assert "device_users=N`, more queries each, `--set corpus.max_queries=N` or another" in step
+    asked = len(read_run(folder).devices[0].methods["meso"].answers)
+    step = from_file(folder, 0, asked)
+    assert "with more queries each, `--set corpus.max_queries=N` or another seed" in step
+    step = from_file(folder, 0, asked + 1)
+    assert "with another seed, `--set seed=N`." in step
+    assert "with more device users, `--set corpus.device_users=N` or" in from_file(
+        folder, 1, asked + 1
+    )
+
+
+def test_too_few_people_are_told_to_be(fake_run: Writer) -> None:
+    folder = fake_run(devices=3, methods=("population", "meso"))
+    assert "more device users, `--set corpus.device_users=N`: with fewer than 6" in next_step(
+        read_run(folder), summarise(folder)
+    )
+    assert "more people in the corpus: with fewer than 6" in from_file(folder, 0, 1)
 
 
 def test_traffic_in_words(fake_run: Writer) -> None:
