@@ -49,7 +49,7 @@ class AveragingConfig(TrainingConfig):
 
     rounds: int = Field(3, ge=1)
     epochs: int = Field(1, ge=1, description="local epochs a round")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
 
 
 class ComparisonConfig(ExperimentConfig):
