@@ -202,11 +202,11 @@ def export(
 
     It holds what the device has learned about the person: keep it at home.
     """
-    from shared.methods import METHODS, method_named
+    from shared.methods import method_named
     from shared.quiet import quiet_libraries
 
     quiet_libraries()
-    method_named(method)  # before anything is loaded
+    declared = method_named(method)  # before anything is loaded
 
     from shared.lora.export import check_target, export_adapter
 
@@ -218,7 +218,7 @@ def export(
         raise MesofedError(f"Method {method} is the base model alone: there is nothing to export.")
     without = ", without the label prior" if personalised.label_prior else ""
     holds = f"One person's stack by {method}, folded into one LoRA{without}; keep it at home."
-    if personalised.private is None and not METHODS[method].routed:
+    if personalised.private is None and not declared.routed:
         holds = "The population LoRA of the release; nothing in it is this person's."
     holds += personalised.examples.note()
     told, code = export_adapter(stack, out, opened.base, holds, force)

@@ -126,7 +126,7 @@ def train_release(config: RunConfig, run_dir: Path, version: int, users: Sequenc
     return folder
 
 
-def train_foundation(config: RunConfig, run_dir: Path, users: Sequence[User]) -> Lora:
+def train_population_alone(config: RunConfig, run_dir: Path, users: Sequence[User]) -> Lora:
     """Train the population LoRA of the first release on the server's users and return it.
 
     It is for whoever needs nothing else of a release. A release that is trained afterwards finds

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from client.personalize import Routing, route
-from server.training import train_foundation, train_release
+from server.training import train_population_alone, train_release
 from shared.atomic_file import write_bytes
 from shared.base_model import BaseModel
 from shared.corpus.user import User
@@ -90,7 +90,7 @@ class Scene:
             version=1,
             base_name=self.base.name,
             base_fingerprint=self.base.fingerprint,
-            population=train_foundation(config, self.folder, self.server),
+            population=train_population_alone(config, self.folder, self.server),
             experts=(),
             router=Router(nothing, nothing.flatten()),
             bank=(),
