@@ -9,6 +9,7 @@ The gates look at every token, so nothing of this folds into a LoRA; ``proper-fo
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from client.evaluation import evaluate_stacks
 from client.personalize import Personalised, parts_of
 from shared.base_model import BaseModel
+from shared.corpus.user import User
 from shared.lora.slab import Slab
 from shared.progress import stage, under_way
 from shared.samples import history_samples
@@ -39,7 +41,13 @@ from simulations.baselines.proper_training import (
     train_lora_router,
     train_user_loras,
 )
-from simulations.comparison.contender import Answered, Contender, Outcome
+from simulations.comparison.contender import (
+    TRAINING,
+    Answered,
+    Contender,
+    Outcome,
+    people_at_once,
+)
 from simulations.comparison.scene import Scene
 from simulations.comparison.timing import added_milliseconds
 from simulations.comparison.traffic import BYTES, Traffic, lora_bytes
@@ -172,31 +180,56 @@ def _answer(scene: Scene, name: str) -> Answered:
         router = stages.lora_router(groups)
         embeddings = stages.people_embeddings(groups)
         final = replace(groups, gates=with_lora_router(groups.gates, router))
-        outcomes: list[Outcome] = []
-        added: float | None = None
+        population, rows, stacks = scene.foundation.population, [], []
         for user, person in enumerate(scene.people):
             trainee = Trainee(person.user_id, scene.histories[user], scene.private_seed(person))
             own = {key: table[user : user + 1] for key, table in embeddings.items()}
             started = time.monotonic()
-            slab, curves = train_user_loras(
-                base, scene.foundation.population, groups, own, [trainee], config
+            slab, curves = train_user_loras(base, population, groups, own, [trainee], config)
+            rows.append(slab.rows[0])
+            stacks.append(
+                Personalised(
+                    (population,),
+                    torch.ones(1),
+                    curve=tuple(curves[0]),
+                    tokens=config.user_epochs * _tokens([trainee.samples]),
+                    seconds=time.monotonic() - started,
+                )
             )
-            lora = slab.lora(0)
-            stack = Personalised(
-                (scene.foundation.population,),
-                torch.ones(1),
-                curve=tuple(curves[0]),
-                tokens=config.user_epochs * _tokens([trainee.samples]),
-                seconds=time.monotonic() - started,
-            )
-            updates = inference(base, final, lora.factors)
-            if added is None:
-                added = added_milliseconds(base, parts_of(base, [stack]), updates)
-            with adding(base, updates):
-                (outcome,) = evaluate_stacks(base, [person], [stack])
-            outcomes.append({**outcome, "private_bytes": BYTES * lora.parameters})
-            under_way(1)
-    return Answered(outcomes, added)
+            under_way(TRAINING)
+        users = Slab(base.maps, config.rank, torch.stack(rows))
+        added = added_milliseconds(
+            base, parts_of(base, stacks[:1]), inference(base, final, _of(users, [0]))
+        )
+        outcomes: dict[int, Outcome] = {}
+        for batch in _batches(scene.people, people_at_once(base.device)):
+            with adding(base, inference(base, final, _of(users, batch))):
+                found = evaluate_stacks(
+                    base, [scene.people[u] for u in batch], [stacks[u] for u in batch]
+                )
+            outcomes |= dict(zip(batch, found, strict=True))
+            under_way((1 - TRAINING) * len(batch))
+    private = BYTES * Slab.parameters(base.maps, config.rank)
+    return Answered(
+        [{**outcomes[user], "private_bytes": private} for user in range(len(stacks))], added
+    )
+
+
+def _of(users: Slab, index: list[int]) -> Slab:
+    return Slab(users.maps, users.rank, users.rows[index])
+
+
+def _batches(people: Sequence[User], size: int) -> list[list[int]]:
+    """Return who is asked at once: people with queries of the same tasks, so many at most.
+
+    The gates of a batch are laid over every task's questions, in the order of the batch.
+    """
+    alike: dict[frozenset[str], list[int]] = {}
+    for index, person in enumerate(people):
+        alike.setdefault(frozenset(query.task for query in person.queries), []).append(index)
+    return [
+        own[start : start + size] for own in alike.values() for start in range(0, len(own), size)
+    ]
 
 
 def _traffic(scene: Scene) -> Traffic:

@@ -142,13 +142,14 @@ def user_updates(
     Parameters
     ----------
     users : mapping of Factors
-        By map: each row's user LoRA, a (rows, in, rank), b (rows, rank, out); one stands for all.
+        By map: each user's LoRA, a (users, in, rank), b (users, rank, out). The rows of a batch are
+        grouped by user, the same number for each.
     """
 
     def update_of(name: str) -> Update:
         def update(x: Tensor) -> Tensor:
-            own = users[name]
-            output = (x @ own.a.to(x.dtype)) @ own.b.to(x.dtype)
+            a, b = users[name].a.to(x.dtype), users[name].b.to(x.dtype)
+            output = (x.unflatten(0, (len(a), -1)) @ a[:, None] @ b[:, None]).flatten(0, 1)
             weights = lora_aware_gates(output, gates[name])
             return output + gated_sum(x, weights, experts[name])
 

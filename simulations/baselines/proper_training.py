@@ -8,7 +8,7 @@ A user embedding from content is, for each map, the mean of the map's inputs ove
 history, centred and scaled by the server's users to the spread of ``nn.Embedding``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -266,11 +266,7 @@ def _on_device(base: BaseModel, groups: Trained) -> tuple[dict[str, Factors], di
     return experts, gates
 
 
-def inference(base: BaseModel, groups: Trained, own: Mapping[str, Factors]) -> dict[str, Update]:
-    """Return the updates with which one person's queries are answered (stage 3.2)."""
+def inference(base: BaseModel, groups: Trained, users: Slab) -> dict[str, Update]:
+    """Return the updates with which queries are answered (stage 3.2), a row of LoRAs a person."""
     experts, gates = _on_device(base, groups)
-    users = {
-        name: Factors(f.a[None].to(base.device), f.b[None].to(base.device))
-        for name, f in own.items()
-    }
-    return user_updates(experts, gates, users)
+    return user_updates(experts, gates, users.to(torch.float32, base.device).views())

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from client.evaluation import evaluate_stacks
 from client.personalize import Personalised, begin_personalising, parts_of
 from shared.methods import METHODS, Method
@@ -17,8 +19,9 @@ from simulations.comparison.scene import Scene
 from simulations.comparison.timing import added_milliseconds
 from simulations.comparison.traffic import Traffic, parts_traffic
 
-# People evaluated in one batch: it bounds the memory of the vocabulary head.
-PEOPLE_AT_ONCE = 8
+# People evaluated in one batch: it bounds the memory of the vocabulary head. A GPU waits for each
+# step of generation to be put together, however many people it is for.
+PEOPLE_AT_ONCE, PEOPLE_AT_ONCE_ON_GPU = 8, 64
 
 # How much of a person's work private training is, and answering the rest, for the progress display.
 TRAINING = 0.5
@@ -82,11 +85,17 @@ class Contender:
     differs: Callable[[Scene], bool] = field(default=lambda scene: True)
 
 
+def people_at_once(device: torch.device) -> int:
+    """Return how many people a device evaluates in one batch."""
+    return PEOPLE_AT_ONCE_ON_GPU if device.type == "cuda" else PEOPLE_AT_ONCE
+
+
 def evaluated(scene: Scene, stacks: Sequence[Personalised]) -> Answered:
     """Answer everybody's queries by their stacks, and time the first person's."""
     outcomes: list[Outcome] = []
-    for start in range(0, len(stacks), PEOPLE_AT_ONCE):
-        at_once = slice(start, start + PEOPLE_AT_ONCE)
+    count = people_at_once(scene.base.device)
+    for start in range(0, len(stacks), count):
+        at_once = slice(start, start + count)
         found = evaluate_stacks(scene.base, scene.people[at_once], stacks[at_once])
         outcomes += found
         under_way((1 - TRAINING) * len(found))

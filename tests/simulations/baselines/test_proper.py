@@ -8,10 +8,11 @@ import torch
 
 from shared.lora.layer import Parts
 from shared.lora.lora import Factors
+from shared.lora.slab import Slab
 from shared.samples import collate
 from shared.training import Trainee, answer_losses, mean_per_user
 from simulations.baselines.gated_layer import adding
-from simulations.baselines.proper import PROPERS, Stages
+from simulations.baselines.proper import PROPERS, Stages, _batches
 from simulations.baselines.proper_layer import group_updates, with_lora_router
 from simulations.baselines.proper_training import (
     Trained,
@@ -23,6 +24,7 @@ from simulations.baselines.proper_training import (
     train_lora_router,
     train_user_loras,
 )
+from simulations.comparison import contender
 from simulations.comparison.scene import Scene
 
 
@@ -160,36 +162,61 @@ def test_stage_three_two_moves_the_lora_router_alone_and_inference_uses_it(
     )
     for name, own in routers.items():
         assert not torch.allclose(own, groups.gates[name].lora, atol=1e-4)
-    lora = users.lora(0).factors
+    one = Slab(users.maps, users.rank, users.rows[:1])
     x = torch.randn(1, 2, base.maps[0].in_features)
     name = base.maps[0].name
     final = replace(groups, gates=with_lora_router(groups.gates, routers))
-    with_new = inference(base, final, lora)[name](x)
-    with_old = inference(base, groups, lora)[name](x)
+    with_new = inference(base, final, one)[name](x)
+    with_old = inference(base, groups, one)[name](x)
     assert with_new is not None
     assert with_old is not None
     assert not torch.allclose(with_new, with_old)
 
 
-@pytest.mark.parametrize("contender", PROPERS, ids=lambda c: c.name)
+@pytest.mark.parametrize("form", PROPERS, ids=lambda c: c.name)
 def test_every_form_answers_and_counts_the_user_lora(
-    contender: object, scene_of: Callable[[str], Scene]
+    form: contender.Contender, scene_of: Callable[[str], Scene]
 ) -> None:
-    setting = contender.settings[0]  # type: ignore[attr-defined]
-    scene = scene_of(setting)
-    answered = contender.answer(scene)  # type: ignore[attr-defined]
+    scene = scene_of(form.settings[0])
+    answered = form.answer(scene)
     maps = on_feed_forward(scene.base).maps
     size = 4 * scene.config.proper.rank * sum(m.in_features + m.out_features for m in maps)
     assert [o["private_bytes"] for o in answered.outcomes] == [size] * len(scene.people)
     assert answered.added_ms is not None
-    again = contender.answer(scene)  # type: ignore[attr-defined]
+    again = form.answer(scene)
     assert [o["queries"] for o in again.outcomes] == [o["queries"] for o in answered.outcomes]
+
+
+def test_who_else_is_asked_does_not_change_an_answer(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = PROPERS[0].answer(scene)
+    monkeypatch.setattr(contender, "PEOPLE_AT_ONCE", 1)
+    alone = PROPERS[0].answer(scene)
+    assert len(scene.people) > 1
+    for one, other in zip(together.outcomes, alone.outcomes, strict=True):
+        assert [q["query_id"] for q in one["queries"]] == [q["query_id"] for q in other["queries"]]
+        for asked, again in zip(one["queries"], other["queries"], strict=True):
+            assert asked["nll"] == pytest.approx(again["nll"], rel=1e-4)
+            assert asked["prediction"] == again["prediction"]
+
+
+def test_people_are_asked_at_once_only_if_their_queries_are_of_the_same_tasks(
+    scene: Scene,
+) -> None:
+    query = scene.people[0].queries[0]
+    other = next(q for u in scene.people for q in u.queries if q.task != query.task)
+    people = [
+        replace(scene.people[0], queries=queries)
+        for queries in [(query,), (query, other), (query, query), (other, query), (query,)]
+    ]
+    assert _batches(people, 2) == [[0, 2], [4], [1, 3]]
 
 
 def test_only_people_whom_the_server_trained_on_have_a_trained_id(
     scene_of: Callable[[str], Scene],
 ) -> None:
-    by_name = {contender.name: contender for contender in PROPERS}
+    by_name = {form.name: form for form in PROPERS}
     assert by_name["proper-ids"].settings == ("centralized",)
     assert by_name["proper"].settings == ("federated", "centralized")
     stages = Stages(scene_of("federated"), "proper-ids")

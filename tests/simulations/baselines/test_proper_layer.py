@@ -88,6 +88,9 @@ def test_from_stage_three_two_the_users_own_output_gates_the_experts() -> None:
             )
     update = user_updates({"m": experts}, {"m": gates}, {"m": own})["m"]
     np.testing.assert_allclose(update(x), by_hand, rtol=1e-4, atol=1e-5)
+    # Two rows a user: each by its own user's LoRA.
+    grouped = update(torch.cat([x, x])[[0, 2, 1, 3]])
+    np.testing.assert_allclose(grouped, by_hand[[0, 0, 1, 1]], rtol=1e-4, atol=1e-5)
     weights = lora_aware_gates(torch.randn(1, 1, OUT), gates)
     assert weights.sum().item() == pytest.approx(1)
 
