@@ -149,7 +149,7 @@ def user_updates(
     def update_of(name: str) -> Update:
         def update(x: Tensor) -> Tensor:
             a, b = users[name].a.to(x.dtype), users[name].b.to(x.dtype)
-            output = (x.unflatten(0, (len(a), -1)) @ a[:, None] @ b[:, None]).flatten(0, 1)
+            output: Tensor = (x.unflatten(0, (len(a), -1)) @ a[:, None] @ b[:, None]).flatten(0, 1)
             weights = lora_aware_gates(output, gates[name])
             return output + gated_sum(x, weights, experts[name])
 
