@@ -1,5 +1,6 @@
 # make demo: install, run the main job on the embedded default, print results and the report's path
 # make test: install, run the tests          make test-all: the slow ones too
+# make test-gpu: those that need a GPU
 # make lint: format, lint, types and walls   make clean: remove the virtual environment and runs
 
 PYTHON ?= python3
@@ -8,16 +9,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all lint clean install
+.PHONY: demo test test-all test-gpu lint clean install
 
 demo: $(INSTALLED)
 	$(BIN)/mesofed simulate
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
