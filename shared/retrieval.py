@@ -16,16 +16,36 @@ is cut as without them, each item to ``Examples.tokens``.
 """
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import bm25s
 import numpy as np
 
 from shared.base_model import BaseModel
 from shared.corpus.user import ProfileItem, Query, User
 from shared.samples import CUE_TOKENS, Sample, answer_room, encode, encode_prompt, task_room
 from shared.tasks import ALL_TASKS, TASKS, Task
+
+
+@contextmanager
+def _absent(package: str) -> Iterator[None]:
+    """Make a package as if it were not installed for the length of a block."""
+    there = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        if there is not None:
+            sys.modules[package] = there
+
+
+# It tries JAX, where there is one, when it is imported: the first operation of JAX takes three
+# quarters of a GPU's memory and keeps it.
+with _absent("jax"):
+    import bm25s
 
 # It logs every index that it builds, at a level that it sets itself.
 logging.getLogger("bm25s").setLevel(logging.WARNING)

@@ -1,10 +1,14 @@
 """Retrieval against BM25 written out once more, and the prompts that come of it."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +29,23 @@ from shared.retrieval import (
 )
 from shared.samples import encode_prompt, history_samples
 from shared.tasks import TASKS
+
+
+def test_jax_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
+    """JAX takes most of a GPU's memory when it is first used, and bm25s would use it."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("used = True")
+    (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('JAX was used')")
+    code = "import shared.retrieval, sys; assert 'jax' not in sys.modules; import jax; jax.used"
+    path = os.pathsep.join([str(tmp_path), str(Path.cwd())])
+    for lines in (
+        code,
+        f"import jax; kept = jax; {code.replace('assert', 'x =')}; assert jax is kept",
+    ):
+        subprocess.run(
+            [sys.executable, "-c", lines], check=True, env={**os.environ, "PYTHONPATH": path}
+        )
+
 
 WORDS = ["apple", "river", "stone", "cloud", "tiger", "piano"]
 
