@@ -13,6 +13,7 @@ from client.sent import JOURNAL
 from client.soundness import CHECKS, LEDGER, Damage, part_of
 from client.vault import Vault
 from client.vault_parts import INSTALLED
+from shared.byte_size import byte_size
 from shared.config import PrivacyConfig
 from shared.errors import MesofedError
 from shared.flower_internals import content_from_bytes
@@ -75,13 +76,16 @@ def report(
         )
     )
     yield f"{vault.folder}: {sealed}"
-    items = "damaged" if PERSON in damaged else len(vault.person().history)
     release = "damaged" if INSTALLED in damaged else vault.installed() or "none"
-    yield f"  {items} history items; release {release}"
+    if PERSON in damaged:
+        yield f"  person and history damaged; release {release}"
+    else:
+        person = vault.person()
+        yield f"  person {person.user_id}: {len(person.history)} history items; release {release}"
     for part, files, size in stored(vault):
         state = "unknown" if part not in CHECKS else "damaged" if part in damaged else "sound"
-        yield f"  {part:<20} {files:>5} files {size / 1e6:>9.3f} MB  {state}"
-    yield f"  {LEDGER:<20} {'in the journal':>24}  {'damaged' if LEDGER in damaged else 'sound'}"
+        yield f"  {part:<20} {files:>5} files {byte_size(size):>10}  {state}"
+    yield f"  {LEDGER:<20} {'in the journal':>22}  {'damaged' if LEDGER in damaged else 'sound'}"
     for damage in found:
         yield f"Damaged: {damage.text}"
     if LEDGER not in damaged:

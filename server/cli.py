@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from shared.byte_size import byte_size
 from shared.console import output, say
 from shared.errors import MesofedError
 from shared.program import command_elsewhere
@@ -49,7 +50,7 @@ def show(folder: ReleaseFolder) -> None:
     table.add_row("anchors", f"{manifest.anchors} of rank {manifest.ranks.bank}")
     table.add_row("own items before", _examples(manifest.examples))
     for name, entry in manifest.files.items():
-        table.add_row(name, f"{entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:12]}")
+        table.add_row(name, f"{byte_size(entry.bytes):>8}  sha256 {entry.sha256[:12]}")
     console = output()
     console.print(verdict, markup=False)
     console.print(table)

@@ -175,6 +175,8 @@ def _contents(report: "CheckReport") -> Table:
     for name, count in report.queries.items():
         table.add_row("queries", f"{count:,} {name}")
     table.add_row("left out", f"{len(report.skipped):,} empty or unusable pieces")
+    if report.problems:
+        table.add_row("not read", "what the problems below are about")
     return table
 
 

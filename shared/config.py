@@ -249,7 +249,12 @@ class RunConfig(ExperimentConfig):
     @field_validator("methods")
     @classmethod
     def _methods_are_declared(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        check_choices(names, METHODS)
+        try:
+            check_choices(names, METHODS)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. More methods, the papers' own: `mesofed compare`"
+            ) from error
         return names
 
     @model_validator(mode="after")

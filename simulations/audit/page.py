@@ -6,10 +6,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shared.atomic_file import write_text
+from shared.byte_size import byte_size
 from simulations.audit import wording
 from simulations.audit.audit import Audit
 from simulations.audit.chart import attack_chart
-from simulations.report.wording import byte_size, count_of, duration
+from simulations.report.wording import count_of, duration
 
 FILE = "audit.html"
 HERE = Path(__file__).parent

@@ -4,9 +4,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from shared.byte_size import byte_size
 from simulations.audit import wording
 from simulations.audit.audit import Audit
-from simulations.report.wording import byte_size
 
 
 def render_audit(audit: Audit) -> Group:

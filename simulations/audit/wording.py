@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared.byte_size import byte_size
 from shared.program import command
 from simulations.audit.attack import Attack
 from simulations.audit.audit import Audit
@@ -11,7 +12,7 @@ from simulations.audit.egress import Egress
 from simulations.audit.sent_statistics import Seen, SeenSum
 from simulations.audit.statistics_mechanism import StatisticsEpsilon
 from simulations.report.statistics import Estimate
-from simulations.report.wording import byte_size, count_of, decimal, interval
+from simulations.report.wording import count_of, decimal, interval
 
 BANK_BUDGET = "bank.dp_epsilon"
 FEDERATIONS = {

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from shared.byte_size import byte_size
 from simulations.comparison.results import OURS, Block, Results, Row
 from simulations.comparison.tables import slice_name
 from simulations.report.statistics import Gain
@@ -24,7 +25,6 @@ from simulations.report.svg import (
 )
 from simulations.report.wording import (
     arrow,
-    byte_size,
     decimal,
     interval,
     metric_name,

@@ -75,8 +75,6 @@ def _compare(
         # Threads may be deep in a computation; every file is written whole, so just go.
         console.file.flush()
         os._exit(INTERRUPTED)
-    for table in render_tables(conclude(settings, folder)):
-        console.print()
-        console.print(table)
+    console.print(render_tables(conclude(settings, folder)))
     page = (folder / "report.html").resolve()
     say(console, f"\nNext: open {page}")

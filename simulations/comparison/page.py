@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from shared.atomic_file import write_text
+from shared.byte_size import byte_size
 from shared.config import dump_config
 from simulations.comparison import charts, words
 from simulations.comparison.catalogue import CONTENDERS
@@ -209,7 +210,7 @@ def _environment() -> Environment:
         metric=wording.metric_name,
         task=wording.task_name,
         arrow=wording.arrow,
-        bytes=wording.byte_size,
+        bytes=byte_size,
         duration=wording.duration,
         slice_name=slice_name,
         leaves=leaves,

@@ -2,19 +2,20 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from shared.byte_size import byte_size
 from simulations.comparison.catalogue import CONTENDERS
 from simulations.comparison.results import Block, Results, Row
-from simulations.report.statistics import Estimate, Gain
+from simulations.report.statistics import MIN_USERS, Estimate, Gain
 from simulations.report.wording import (
-    CLEAR,
+    MARKS,
     arrow,
-    byte_size,
+    clear_mark,
     decimal,
     interval,
     metric_name,
@@ -128,7 +129,7 @@ def _gain_text(gain: Gain | None) -> str:
     text = signed(gain.estimate.mean, 3)
     if gain.estimate.low is not None and gain.estimate.high is not None:
         text += f" [{signed(gain.estimate.low)}, {signed(gain.estimate.high)}]"
-    return f"{text} *" if gain.clear else text
+    return text
 
 
 def markdown_table(results: Results) -> str:
@@ -174,7 +175,7 @@ def _markdown_row(results: Results, row: Row) -> list[str]:
     return [
         row.method,
         value,
-        _gain_text(row.gain),
+        f"{_gain_text(row.gain)}{' *' if row.gain is not None and row.gain.clear else ''}",
         _with_interval(row.nll, 2),
         f"{cost.private_bytes:,.0f}",
         f"{cost.bytes_down:,.0f}",
@@ -186,8 +187,8 @@ def _markdown_row(results: Results, row: Row) -> list[str]:
     ]
 
 
-def render_tables(results: Results) -> Sequence[Table]:
-    """Return one table a block for the terminal, at most 100 columns wide."""
+def render_tables(results: Results) -> Group:
+    """Return one table a block for the terminal, at most 100 columns wide, and what marks mean."""
     tables = []
     for block in results.blocks:
         metric = f"{metric_name(block.primary)} {arrow(block.higher_is_better)}"
@@ -195,23 +196,26 @@ def render_tables(results: Results) -> Sequence[Table]:
             title=block_title(block).capitalize(),
             title_justify="left",
             box=None,
-            padding=(0, 2, 0, 0),
+            padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for name in ("method", metric, "gain", "NLL ↓", "private", "leaves the device"):
+        for name in ("method", metric, "gain", "", "NLL ↓", "private", "leaves the device"):
             table.add_column(name, justify="left" if name in ("method",) else "right", no_wrap=True)
         for row in results.of(block):
             best = row.estimate.mean == results.best(block)
+            # Bold does not survive a pipe.
+            level = f"{decimal(row.estimate.mean)}{'*' if best else ' '}"
             table.add_row(
                 Text(row.method),
-                Text(_with_interval(row.estimate), style="bold" if best else ""),
+                Text(f"{level} {interval(row.estimate)}", style="bold" if best else ""),
                 Text(_gain_text(row.gain)),
+                Text(clear_mark(row.gain)),
                 Text("–" if row.nll is None else decimal(row.nll.mean, 2)),
                 Text(byte_size(row.cost.private_bytes) if row.cost.private_bytes else "–"),
                 Text(leaves(row)),
             )
         tables.append(table)
-    if tables:
-        tables[-1].caption = f"bold best; * {CLEAR}"
-        tables[-1].caption_justify = "left"
-    return tables
+    spaced = [part for table in tables for part in (Text(), table)]
+    users = max((row.estimate.users for row in results.rows), default=0)
+    few = f"; with fewer than {MIN_USERS} users none can be" if 0 < users < MIN_USERS else ""
+    return Group(*spaced, Text(f"{MARKS}{few}" if tables else "", style="dim"))

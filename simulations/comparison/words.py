@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from shared.byte_size import byte_size
 from simulations.comparison.results import OURS, REFERENCE, Block, Results, Row
 from simulations.comparison.tables import leaves, slice_name
 from simulations.report.statistics import MIN_USERS, Gain
 from simulations.report.wording import (
-    byte_size,
     count_of,
     decimal,
     joined,

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from shared.byte_size import byte_size
 from simulations.report.run import Traffic
 from simulations.report.share_error import ShareErrors
 from simulations.report.summary import SHARED_ONLY, Row
@@ -29,7 +30,6 @@ from simulations.report.svg import (
 )
 from simulations.report.wording import (
     arrow,
-    byte_size,
     decimal,
     interval,
     metric_name,

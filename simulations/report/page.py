@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from shared.atomic_file import write_text
+from shared.byte_size import byte_size
 from simulations.report import charts, curves, wording
 from simulations.report.read import read_run
 from simulations.report.router import router_usage
@@ -213,7 +214,7 @@ def _environment() -> Environment:
         metric=wording.metric_name,
         task=wording.task_name,
         arrow=wording.arrow,
-        bytes=wording.byte_size,
+        bytes=byte_size,
         duration=wording.duration,
         about=about,
         box=_box,

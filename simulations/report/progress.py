@@ -2,13 +2,15 @@
 
 import statistics
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from shared.byte_size import byte_size
 from shared.privacy_cost import cost_sentences
 from simulations.report.run import Run
 from simulations.report.wording import (
     STAGE_NAMES,
-    byte_size,
     count_of,
     decimal,
     joined,
@@ -16,16 +18,9 @@ from simulations.report.wording import (
 )
 
 
-def render_progress(run: Run) -> Table:
+def render_progress(run: Run) -> Group:
     """Return what there is of a run whose devices have not been evaluated."""
-    table = Table(
-        title=unmeasured(run),
-        title_justify="left",
-        title_style="",
-        box=None,
-        padding=(0, 2, 0, 0),
-        show_header=False,
-    )
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for release in sorted({stage.release for stage in run.training}):
         own = [stage for stage in run.training if stage.release == release]
         names = joined([STAGE_NAMES[stage.stage] for stage in own])
@@ -46,4 +41,5 @@ def render_progress(run: Run) -> Table:
         table.add_row("privacy", sentence.removeprefix("Privacy: ").removeprefix("Privacy "))
     if not run.deployed:
         table.add_row("evaluated", f"0 of {count_of(len(run.corpus.device_users), 'device user')}")
-    return table
+    # Not as the table's title, which breaks where a narrow table ends.
+    return Group(Text(unmeasured(run)), table) if table.row_count else Group(Text(unmeasured(run)))

@@ -1,13 +1,15 @@
 """The results table for the terminal (rich) and for a README or a paper (Markdown)."""
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from shared.byte_size import byte_size
 from simulations.report.summary import Row, Summary
 from simulations.report.wording import (
-    CLEAR,
+    MARKS,
     arrow,
-    byte_size,
+    clear_mark,
     decimal,
     interval,
     metric_name,
@@ -24,26 +26,19 @@ def _heading(summary: Summary, task: str) -> str:
     return f"{metric_name(row.primary)} {arrow(row.higher_is_better)}"
 
 
-def _mark(row: Row) -> str:
-    """Return + or − where the paired gain over ``population`` is clear, else nothing."""
-    if row.gain is None or not row.gain.clear:
-        return ""
-    return "+" if row.gain.estimate.mean > 0 else "−"
-
-
 def _cell(summary: Summary, row: Row | None, with_interval: bool) -> Text:
     if row is None:
         return Text("–")
     best = row.estimate.mean == summary.best(row.task)
     text = Text(decimal(row.estimate.mean), style="bold" if best else "")
     # Bold does not survive a pipe; the two marks share a width, so that columns line up.
-    text.append(f"{'*' if best else ''}{_mark(row)}".ljust(2))
+    text.append(f"{'*' if best else ''}{clear_mark(row.gain)}".ljust(2))
     if with_interval:
         text.append(f" {interval(row.estimate):>12}", style="dim not bold")
     return text
 
 
-def render_table(summary: Summary) -> Table:
+def render_table(summary: Summary) -> Group:
     """Return the results for the terminal, at most 100 columns wide.
 
     One line per method; per task the mean over users with its 95 % interval and, up to three
@@ -54,9 +49,6 @@ def render_table(summary: Summary) -> Table:
     table = Table(
         title=f"Quality on {people} device users",
         title_justify="left",
-        caption="mean over users [95 % interval]; * best\n"
-        f"+ − clearly better or worse than population\n({CLEAR})",
-        caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -79,7 +71,8 @@ def render_table(summary: Summary) -> Table:
                 nll = row.nll if row is not None else None
                 cells.append(Text("–" if nll is None else decimal(nll, 2)))
         table.add_row(*cells)
-    return table
+    # Not as the table's caption, which breaks where a table of few columns ends.
+    return Group(table, Text(f"mean over users [95 % interval]; {MARKS}", style="dim"))
 
 
 def _markdown_value(summary: Summary, row: Row | None) -> str:

@@ -4,6 +4,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Sequence
 
+from shared.byte_size import byte_size
 from shared.privacy_cost import cost_sentences
 from shared.program import command
 from simulations.report.run import Run
@@ -14,6 +15,7 @@ from simulations.report.summary import REFERENCE, Row, Summary
 MINUS = "\N{MINUS SIGN}"
 NARROW = "\N{NARROW NO-BREAK SPACE}"
 CLEAR = f"clear: sign-flip test over users, Holm-corrected, p < {SIGNIFICANCE}"
+MARKS = f"* best\n+ − clearly better or worse than population\n({CLEAR})"
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -22,6 +24,13 @@ METRIC_NAMES = {
     "rouge_1": "ROUGE-1",
     "rouge_l": "ROUGE-L",
 }
+
+
+def clear_mark(gain: Gain | None) -> str:
+    """Return + or − where a paired gain over ``population`` is clear, else nothing."""
+    if gain is None or not gain.clear:
+        return ""
+    return "+" if gain.estimate.mean > 0 else MINUS
 
 
 def metric_name(metric: str) -> str:
@@ -56,18 +65,6 @@ def interval(estimate: Estimate, digits: int = 2) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f"[{decimal(estimate.low, digits)}, {decimal(estimate.high, digits)}]"
-
-
-def byte_size(count: float) -> str:
-    """Return a number of bytes in the largest unit that keeps it above one (1 kB = 1000)."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 999.5 or unit == "GB":
-            break
-        size /= 1000
-    if unit == "bytes":
-        return f"{size:.0f} byte" if round(size) == 1 else f"{size:.0f} bytes"
-    return f"{size:.1f} {unit}" if size < 9.95 else f"{size:.0f} {unit}"
 
 
 def duration(seconds: float) -> str:

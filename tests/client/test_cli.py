@@ -558,7 +558,7 @@ def test_start_answers_until_it_is_stopped_and_inspect_tells_all_of_it(
     shown = mesofed("device", "inspect", sealed, "--raw")
     assert shown.code == 0, shown.text
     assert f"{sealed}: encrypted" in shown.text
-    assert "3 history items; release 1" in shown.text
+    assert "person me: 3 history items; release 1" in shown.text
     assert "Sent: 2 answers" in shown.text
     assert "(empty: installed)" in shown.text
     data = content_to_bytes(replies[1])

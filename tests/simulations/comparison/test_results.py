@@ -5,10 +5,16 @@ import io
 import json
 
 import pytest
+from rich.console import Console
 
 from simulations.comparison.cell import Cell, Person
 from simulations.comparison.results import Block, Results, Row, results_of
-from simulations.comparison.tables import csv_table, markdown_table, results_data
+from simulations.comparison.tables import (
+    csv_table,
+    markdown_table,
+    render_tables,
+    results_data,
+)
 from simulations.report.run import Answer
 from simulations.report.statistics import sign_flip_test
 
@@ -145,3 +151,34 @@ def test_the_same_numbers_stand_in_every_table() -> None:
     assert "| meso | **0.750 [0.50, 1.00]** | +0.500 [+0.50, +0.50] | 1.00 [1.00, 1.00] |" in text
     assert "8,192" in text
     assert text.count("\n| ") == 4
+
+
+def shown(results: Results) -> str:
+    console = Console(width=100, file=io.StringIO(), force_terminal=False)
+    console.print(render_tables(results))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_in_the_terminal_marks_tell_the_best_and_what_is_clear_without_bold() -> None:
+    people = {f"p{i}": [0, 0] for i in range(8)}
+    results = results_of(
+        [
+            cell("population", people),
+            cell("oppu", {name: [1, 0] for name in people}),
+            cell("base", people),
+        ],
+        ["population", "oppu", "base"],
+    )
+    text = shown(results)
+    by_method = {line.split()[0]: line for line in text.splitlines() if "[" in line}
+    assert "0.500* [0.50, 0.50] +0.500 [+0.50, +0.50] +" in by_method["oppu"]
+    assert by_method["base"].split("[0.00, 0.00]")[2].split() == ["1.00", "–", "nothing"]
+    assert "clearly better or worse than population" in text
+    assert "fewer than" not in text
+
+
+def test_with_too_few_people_the_terminal_says_that_nothing_can_be_clear() -> None:
+    results = results_of(
+        [cell("population", {"ann": [0]}), cell("meso", {"ann": [1]})], ["population", "meso"]
+    )
+    assert "with fewer than 6 users none can be" in shown(results)

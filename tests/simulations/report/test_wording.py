@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from shared.byte_size import byte_size
 from simulations.report.read import read_run
 from simulations.report.summary import summarise
 from simulations.report.wording import (
     NARROW,
     answered_sentence,
-    byte_size,
     decimal,
     duration,
     headline,
