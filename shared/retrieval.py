@@ -32,14 +32,13 @@ from shared.tasks import ALL_TASKS, TASKS, Task
 @contextmanager
 def _absent(package: str) -> Iterator[None]:
     """Make a package as if it were not installed for the length of a block."""
-    there = sys.modules.get(package)
+    kept = {package: sys.modules[package]} if package in sys.modules else {}
     sys.modules[package] = None  # type: ignore[assignment]
     try:
         yield
     finally:
         del sys.modules[package]
-        if there is not None:
-            sys.modules[package] = there
+        sys.modules.update(kept)
 
 
 # It tries JAX, where there is one, when it is imported: the first operation of JAX takes three

@@ -15,6 +15,7 @@ from shared.base_model import BaseModel, load_base
 from shared.config import RunConfig
 from shared.corpus.load import load_corpus
 from shared.corpus.split import Split, split_users
+from shared.precision import computing_device
 from shared.release import Release, pack_release, unpack_release
 from shared.release_files import read_release_files
 from shared.signature import sign_release
@@ -92,6 +93,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests compare with sums of the processor; on a GPU only those run that are for it.
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif computing_device().type == "cpu":
+        raise pytest.UsageError("Expected a GPU for the tests of one; torch finds none here.")
 
 
 @pytest.fixture(scope="session", autouse=True)

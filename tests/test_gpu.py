@@ -33,7 +33,7 @@ LABELS = ["drama", "dream", "dreams", "gear", "gears", "lesson"]
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(GPU == CPU, reason="torch finds no GPU here"),
+    pytest.mark.skipif(GPU == CPU, reason="on a GPU, by `make test-gpu`"),
 ]
 
 
@@ -161,10 +161,12 @@ def test_answers_are_the_processors(both: tuple[BaseModel, BaseModel]) -> None:
         assert own == pytest.approx(truth, rel=1e-3)
 
 
-@pytest.mark.parametrize(("format_", "within"), [("bf16", 0.02), ("int8", 0.03), ("nf4", 0.3)])
-def test_over_a_smaller_base_losses_stay_close_and_training_lowers_them(
+@pytest.mark.parametrize(("format_", "within"), [("bf16", 5e-3), ("int8", 5e-3), ("nf4", 1e-2)])
+def test_over_a_smaller_base_losses_are_the_processors_and_training_lowers_them(
     format_: Format, within: float
 ) -> None:
+    """Whatever a format costs, it costs on both: its weights are the same, products round."""
+
     def losses(base: BaseModel, private: Slab | None = None) -> float:
         batch = collate([samples_of(base, "ada", 3)], base.pad_token, base.device)
         views = private.to(base.dtype, base.device).views() if private is not None else None
@@ -172,8 +174,7 @@ def test_over_a_smaller_base_losses_stay_close_and_training_lowers_them(
             return float(mean_per_user(answer_losses(base, batch), batch))
 
     base = load_on(GPU, format_)
-    whole = losses(load_on(CPU))
-    assert losses(base) == pytest.approx(whole, rel=within)
+    assert losses(base) == pytest.approx(losses(load_on(CPU, format_)), rel=within)
     people = [Trainee("ada", samples_of(base, "ada", 3), 1)]
     start = Slab.initial(base.maps, 4, [1])
     config = CONFIG.model_copy(update={"rank": 4, "epochs": 10})
@@ -193,24 +194,28 @@ def test_states_that_went_to_the_disk_come_back_to_the_gpu() -> None:
     assert torch.equal(back.cpu(), states.cpu())
 
 
-def test_a_federation_and_every_kind_of_method_come_to_the_processors_numbers(
+def test_every_kind_of_method_comes_to_the_processors_losses(
     mesofed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One method of each kind, in both settings: the mean loss of the gold answers."""
     settings = {
         "base.name": "tiny",
         "base.format": "fp32",
         "base.max_tokens": 64,
         "corpus.server_users": 6,
         "corpus.device_users": 3,
-        "corpus.max_history": 6,
+        "corpus.max_history": 4,
         "corpus.max_queries": 3,
         "threads": 1,
         "seeds": [5],
+        "settings": ["federated"],
         "population.epochs": 1,
+        "private.epochs": 1,
+        "proper.epochs": 1,
+        "proper.user_epochs": 1,
+        "averaging.rounds": 1,
         "methods": [
-            *("population", "user-majority", "rag-1", "oppu", "proper", "proper-ids", "per-pcs"),
-            *("mta", "mta-exact", "fedavg-lora", "flora", "meso-code", "meso-gated", "meso"),
+            *("population", "user-majority", "rag-1", "oppu", "proper", "per-pcs", "mta"),
+            *("fedavg-lora", "flora", "meso-code", "meso-gated", "meso"),
         ],
     }
     arguments = [
@@ -218,27 +223,21 @@ def test_a_federation_and_every_kind_of_method_come_to_the_processors_numbers(
         for key, value in settings.items()
         for part in ("--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}")
     ]
-    found = []
+    found: list[dict[str, list[float]]] = []
     for device in (CPU, GPU):
         monkeypatch.setattr(base_model, "computing_device", lambda device=device: device)
         monkeypatch.setattr(base_model, "_resident", None)
         folder = tmp_path / device.type
         outcome = mesofed("compare", *arguments, "--out", folder)
         assert outcome.code == 0, outcome.err
-        found.append(
-            {
-                path.relative_to(folder): [
-                    answer["nll"]
-                    for person in json.loads(path.read_text(encoding="utf-8"))["people"]
-                    for answer in person["answers"]
-                ]
-                for path in (folder / "cells").rglob("*.json")
-            }
-        )
+        found.append({})
+        for path in (folder / "cells").rglob("*.json"):
+            people = json.loads(path.read_text(encoding="utf-8"))["people"]
+            answers = [[answer["nll"] for answer in person["answers"]] for person in people]
+            found[-1][path.stem] = [
+                sum(own) / len(own) for own in answers if own and None not in own
+            ]
     expected, came = found
-    assert expected.keys() == came.keys()
-    assert len(expected) == 2 * len(settings["methods"]) - 4  # four are of one setting alone
-    for cell, losses in expected.items():
-        if None not in losses:
-            mean = sum(losses) / len(losses)
-            assert sum(came[cell]) / len(losses) == pytest.approx(mean, rel=0.02), cell
+    assert {*expected, *came} == {*settings["methods"]}
+    for method, losses in expected.items():
+        assert came[method] == pytest.approx(losses, rel=3e-3), method

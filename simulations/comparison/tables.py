@@ -189,7 +189,7 @@ def _markdown_row(results: Results, row: Row) -> list[str]:
 
 def render_tables(results: Results) -> Group:
     """Return one table a block for the terminal, at most 100 columns wide, and what marks mean."""
-    tables = []
+    tables, leaving = [], "leaves the device"
     for block in results.blocks:
         metric = f"{metric_name(block.primary)} {arrow(block.higher_is_better)}"
         table = Table(
@@ -199,8 +199,10 @@ def render_tables(results: Results) -> Group:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for name in ("method", metric, "gain", "", "NLL ↓", "private", "leaves the device"):
-            table.add_column(name, justify="left" if name in ("method",) else "right", no_wrap=True)
+        for name in ("method", metric, "gain", "", "NLL ↓", "private", leaving):
+            # Only words may break: numbers are what the table is for.
+            words = name in ("method", leaving)
+            table.add_column(name, justify="left" if words else "right", no_wrap=name != leaving)
         for row in results.of(block):
             best = row.estimate.mean == results.best(block)
             # Bold does not survive a pipe.

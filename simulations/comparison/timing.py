@@ -30,7 +30,7 @@ def added_milliseconds(
 
     def now() -> float:
         if base.device.type == "cuda":  # which works on while this process goes ahead
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(base.device)
         return time.perf_counter()
 
     def seconds(on: Parts, more: Mapping[str, Update]) -> float:

@@ -161,18 +161,20 @@ def shown(results: Results) -> str:
 
 def test_in_the_terminal_marks_tell_the_best_and_what_is_clear_without_bold() -> None:
     people = {f"p{i}": [0, 0] for i in range(8)}
+    long = "meso-rag-1-no-release"
     results = results_of(
         [
             cell("population", people),
-            cell("oppu", {name: [1, 0] for name in people}),
-            cell("base", people),
+            cell(long, {name: [1, 0] for name in people}, private_bytes=322_620),
+            cell("fedavg-lora", people),
         ],
-        ["population", "oppu", "base"],
+        ["population", long, "fedavg-lora"],
     )
     text = shown(results)
     by_method = {line.split()[0]: line for line in text.splitlines() if "[" in line}
-    assert "0.500* [0.50, 0.50] +0.500 [+0.50, +0.50] +" in by_method["oppu"]
-    assert by_method["base"].split("[0.00, 0.00]")[2].split() == ["1.00", "–", "nothing"]
+    assert "0.500* [0.50, 0.50] +0.500 [+0.50, +0.50] +" in by_method[long]
+    assert by_method["fedavg-lora"].split("[0.00, 0.00]")[2].split()[:2] == ["1.00", "–"]
+    assert "…" not in text
     assert "clearly better or worse than population" in text
     assert "fewer than" not in text
 
