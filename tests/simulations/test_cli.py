@@ -9,6 +9,7 @@ import pytest
 
 import simulations.prepare
 from shared.errors import MesofedError
+from shared.run_record import RUN_FORMAT
 
 ASK = (
     "What is the score of the following movie on a scale of 1 to 5? just answer with 1, 2, 3, 4, "
@@ -187,6 +188,22 @@ def test_resuming_a_finished_run_trains_nothing_and_prints_its_table(
     for method in federation.config.methods:
         assert method in done.out
     assert f"Report: {run / 'report.html'}" in done.out
+
+
+@pytest.mark.parametrize("change", [{"run_format": 1}, {"run_format": None}])
+def test_a_run_of_a_version_that_answers_otherwise_is_reported_and_not_resumed(
+    mesofed: Any, federation: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(federation.run_dir, run)
+    record = json.loads((run / "run.json").read_text(encoding="utf-8")) | change
+    kept = {name: value for name, value in record.items() if value is not None}
+    (run / "run.json").write_text(json.dumps(kept), encoding="utf-8")
+    done = mesofed("simulate", "--resume", run)
+    assert (done.code, "Traceback" in done.text) == (1, False)
+    assert f"Expected a run of format {RUN_FORMAT}" in done.text
+    assert "it is of format 1" in done.text
+    assert mesofed("report", run).code == 0
 
 
 def test_report_writes_the_report_anew(mesofed: Any, federation: Any, tmp_path: Path) -> None:
