@@ -101,9 +101,11 @@ class Vault:
             If nobody has moved in, or the file is damaged.
         """
         if not self.exists:
+            hint = f"Create it with `{command('device', 'init')}`."
+            if vaults := sorted((self.folder / "vaults").glob("*/")):
+                hint = f"It is a run; name a vault in it, such as {vaults[0]}."
             raise MesofedError(
-                f"Expected a vault with a person's history in {self.folder}; there is none. "
-                f"Create it with `{command('device', 'init')}`."
+                f"Expected a vault with a person's history in {self.folder}; there is none. {hint}"
             )
         path = self.folder / PERSON
         people = parse_users(self.read(PERSON), path)

@@ -73,12 +73,13 @@ def _simulate(
                     console,
                     "This processor does not multiply bf16, so the base model is in fp32, and all "
                     "takes several times as long. A first look in a minute or two: "
-                    f"`{command('simulate', '--set', 'base.name=tiny')}`.",
+                    f"`{command('simulate', '--set', 'base.name=tiny')}`. If other work keeps the "
+                    "cores busy, `--set threads=1` is many times faster.",
                 )
         console.print(f"Run: {folder}", markup=False, soft_wrap=True)
     from simulations.federated import simulate as run
     from simulations.report.read import read_run
-    from simulations.report.table import render_table
+    from simulations.report.table import ResultsTable
     from simulations.report.wording import next_step
 
     try:
@@ -90,7 +91,7 @@ def _simulate(
         console.file.flush()
         os._exit(INTERRUPTED)
     console.print()
-    console.print(render_table(summary))
+    console.print(ResultsTable(summary))
     console.print(f"Report: {(folder / 'report.html').resolve()}", markup=False, soft_wrap=True)
     if settings.corpus.source == "synthetic":
         own = command("simulate", "--set", "corpus.source=jsonl", "--set", "corpus.path=FILE")
@@ -111,7 +112,7 @@ def _report(
     from simulations.report.conclude import conclude
     from simulations.report.progress import render_progress
     from simulations.report.read import read_run
-    from simulations.report.table import markdown_table, render_table
+    from simulations.report.table import ResultsTable, markdown_table
     from simulations.report.wording import next_step
 
     summary, read = conclude(run), read_run(run)
@@ -121,6 +122,6 @@ def _report(
     elif markdown:
         typer.echo(markdown_table(summary))
     else:
-        console.print(render_table(summary))
+        console.print(ResultsTable(summary))
     console.print(f"Report: {(run / 'report.html').resolve()}", markup=False, soft_wrap=True)
     say(console, f"Next: {next_step(read, summary)}")

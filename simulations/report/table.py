@@ -1,6 +1,9 @@
 """The results table for the terminal (rich) and for a README or a paper (Markdown)."""
 
-from rich.console import Group
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +22,8 @@ from simulations.report.wording import (
 
 _MOST_WITH_INTERVALS = 3
 """So many tasks fit 100 columns with intervals."""
+_MOST_COLUMNS = 1_000
+"""Wider than any table, to be measured in."""
 
 
 def _heading(summary: Summary, task: str) -> str:
@@ -38,12 +43,30 @@ def _cell(summary: Summary, row: Row | None, with_interval: bool) -> Text:
     return text
 
 
-def render_table(summary: Summary) -> Group:
-    """Return the results for the terminal, at most 100 columns wide.
+@dataclass(frozen=True)
+class ResultsTable:
+    """The results for the terminal, at most 100 columns wide.
 
     One line per method; per task the mean over users with its 95 % interval and, up to three
-    tasks, the negative log-likelihood per gold token.
+    tasks, the negative log-likelihood per gold token. A terminal that is narrower than that gets
+    the means without intervals.
     """
+
+    summary: Summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the widest form that fits, and what its marks mean."""
+        unbounded = options.update(max_width=_MOST_COLUMNS)
+        table, level = _table(self.summary, True), "mean over users [95 % interval]"
+        if Measurement.get(console, unbounded, table).maximum > options.max_width:
+            table = _table(self.summary, False)
+            level = "mean over users; intervals in 100 columns, and in the report"
+        yield table
+        # Not as the table's caption, which breaks where a table of few columns ends.
+        yield Text(f"{level}; {MARKS}", style="dim")
+
+
+def _table(summary: Summary, with_intervals: bool) -> Table:
     detailed = len(summary.tasks) <= _MOST_WITH_INTERVALS
     people = max((row.users for row in summary.rows), default=0)
     table = Table(
@@ -66,13 +89,12 @@ def render_table(summary: Summary) -> Group:
         cells = [Text(method), Text(byte_size(size) if size else "–")]
         for task in summary.tasks:
             row = summary.row(method, task)
-            cells.append(_cell(summary, row, detailed))
+            cells.append(_cell(summary, row, detailed and with_intervals))
             if detailed:
                 nll = row.nll if row is not None else None
                 cells.append(Text("–" if nll is None else decimal(nll, 2)))
         table.add_row(*cells)
-    # Not as the table's caption, which breaks where a table of few columns ends.
-    return Group(table, Text(f"mean over users [95 % interval]; {MARKS}", style="dim"))
+    return table
 
 
 def _markdown_value(summary: Summary, row: Row | None) -> str:

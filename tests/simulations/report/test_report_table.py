@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from simulations.report.summary import summarise
-from simulations.report.table import markdown_table, render_table
+from simulations.report.table import ResultsTable, markdown_table
 
 Writer = Callable[..., Path]
 MANY = ("tagging", "rating", "headline", "news_headline", "tweet_paraphrase", "writing")
@@ -17,14 +17,14 @@ MANY = ("tagging", "rating", "headline", "news_headline", "tweet_paraphrase", "w
 
 def _printed(folder: Path) -> list[str]:
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(render_table(summarise(folder)))
+    console.print(ResultsTable(summarise(folder)))
     return console.export_text(styles=True).splitlines()
 
 
 def _plain(folder: Path) -> list[str]:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(render_table(summarise(folder)))
+        console.print(ResultsTable(summarise(folder)))
     return capture.get().splitlines()
 
 
@@ -36,6 +36,21 @@ def test_one_line_per_method_within_100_columns(fake_run: Writer) -> None:
         assert sum(line.startswith(method + " ") for line in lines) == 1
     assert "accuracy ↑" in "".join(lines)
     assert "MAE ↓" in "".join(lines)
+
+
+def test_a_narrower_terminal_gets_whole_means_without_intervals(fake_run: Writer) -> None:
+    folder = fake_run()
+    wide, console = _plain(folder), Console(width=80)
+    with console.capture() as capture:
+        console.print(ResultsTable(summarise(folder)))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert "[95 % interval]" in "".join(wide)
+    assert "intervals in 100 columns" in "".join(lines)
+    numbers = next(line.split() for line in lines if line.startswith("meso "))
+    whole = next(line.split() for line in wide if line.startswith("meso "))
+    assert numbers == [word for word in whole if "[" not in word and "]" not in word]
 
 
 def test_many_tasks_still_fit(fake_run: Writer) -> None:
