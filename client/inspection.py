@@ -84,7 +84,8 @@ def report(
         yield f"  person {person.user_id}: {len(person.history)} history items; release {release}"
     for part, files, size in stored(vault):
         state = "unknown" if part not in CHECKS else "damaged" if part in damaged else "sound"
-        yield f"  {part:<20} {files:>5} files {byte_size(size):>10}  {state}"
+        noun = "file " if files == 1 else "files"
+        yield f"  {part:<20} {files:>5} {noun} {byte_size(size):>10}  {state}"
     yield f"  {LEDGER:<20} {'in the journal':>22}  {'damaged' if LEDGER in damaged else 'sound'}"
     for damage in found:
         yield f"Damaged: {damage.text}"

@@ -71,7 +71,7 @@ def advice(*, mendable: bool) -> str:
     if mendable:
         return (
             f"Mend the file, or have `{command('simulate')}` leave out what is bad: "
-            "--set corpus.bad_input=skip."
+            "`--set corpus.bad_input=skip`."
         )
     return "No usable user is left: mend the file or choose another."
 
