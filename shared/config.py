@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from shared.config_errors import wrong
 from shared.errors import MesofedError
 from shared.methods import METHODS
+from shared.program import command
 from shared.suggestion import check_choices
 from shared.tasks import ALIKE, TASKS
 
@@ -252,9 +253,8 @@ class RunConfig(ExperimentConfig):
         try:
             check_choices(names, METHODS)
         except ValueError as error:
-            raise ValueError(
-                f"{error}. More methods, the papers' own: `mesofed compare`"
-            ) from error
+            more = f"More methods, the papers' own: `{command('compare')}`"
+            raise ValueError(f"{error}. {more}") from error
         return names
 
     @model_validator(mode="after")

@@ -107,7 +107,7 @@ def test_later_overrides_win() -> None:
         ("engine=locl", r"engine: .*; got 'locl' \(did you mean 'local'\?\)$"),
         ("rounds.quorum=1.1", "rounds.quorum"),
         ("methods=[]", "methods: .*expected some of base, population"),
-        ('methods=["base", "magic"]', r"meso-r4; got 'magic'\. More methods.*: `mesofed compare`$"),
+        ('methods=["base", "magic"]', r"meso-r4; got 'magic'\. More methods.*`.*mesofed compare`$"),
         (
             'methods=["oppo", "mes"]',
             r"got 'oppo' \(did you mean 'oppu'\?\), 'mes' \(did .*'meso'\?\)\. More methods",
