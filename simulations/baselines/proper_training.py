@@ -267,6 +267,6 @@ def _on_device(base: BaseModel, groups: Trained) -> tuple[dict[str, Factors], di
 
 
 def inference(base: BaseModel, groups: Trained, users: Slab) -> dict[str, Update]:
-    """Return the updates with which queries are answered (stage 3.2), a row of LoRAs a person."""
+    """Return the updates by which queries are answered (stage 3.2), from a LoRA a person."""
     experts, gates = _on_device(base, groups)
     return user_updates(experts, gates, users.to(torch.float32, base.device).views())

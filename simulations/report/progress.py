@@ -42,4 +42,4 @@ def render_progress(run: Run) -> Group:
     if not run.deployed:
         table.add_row("evaluated", f"0 of {count_of(len(run.corpus.device_users), 'device user')}")
     # Not as the table's title, which breaks where a narrow table ends.
-    return Group(Text(unmeasured(run)), table) if table.row_count else Group(Text(unmeasured(run)))
+    return Group(Text(unmeasured(run)), *([table] if table.row_count else []))

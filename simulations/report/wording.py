@@ -15,7 +15,7 @@ from simulations.report.summary import REFERENCE, Row, Summary
 MINUS = "\N{MINUS SIGN}"
 NARROW = "\N{NARROW NO-BREAK SPACE}"
 CLEAR = f"clear: sign-flip test over users, Holm-corrected, p < {SIGNIFICANCE}"
-MARKS = f"* best\n+ − clearly better or worse than population\n({CLEAR})"
+MARKS = f"* best\n+ {MINUS} clearly better or worse than population\n({CLEAR})"
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",

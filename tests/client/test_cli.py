@@ -599,6 +599,12 @@ def test_a_vault_is_not_forgotten_while_an_agent_has_it(mesofed: Any, sealed: Pa
     assert contents(sealed) == before
 
 
+def test_a_run_in_place_of_a_vault_is_told_the_name_of_one(mesofed: Any, federation: Any) -> None:
+    done = mesofed("device", "inspect", federation.run_dir)
+    assert (done.code, "Traceback" in done.text) == (1, False)
+    assert f"name a vault in it, such as {federation.run_dir / 'vaults' / '0000'}." in done.text
+
+
 @pytest.mark.parametrize("name", ["person.jsonl", "journal", "journal.end", "installed.json"])
 def test_inspect_names_the_damaged_file(
     mesofed: Any, sealed: Path, federation: Any, name: str

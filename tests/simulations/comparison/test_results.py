@@ -154,9 +154,9 @@ def test_the_same_numbers_stand_in_every_table() -> None:
 
 
 def shown(results: Results) -> str:
-    console = Console(width=100, file=io.StringIO(), force_terminal=False)
-    console.print(render_tables(results))
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+    out = io.StringIO()
+    Console(width=100, file=out, force_terminal=False).print(render_tables(results))
+    return out.getvalue()
 
 
 def test_in_the_terminal_marks_tell_the_best_and_what_is_clear_without_bold() -> None:
